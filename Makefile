@@ -1,0 +1,55 @@
+# Each target does the set-up that it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CORES  ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+STAMP  := $(VENV)/.installed
+
+.PHONY: help install demo test slow lint format bench generate clean
+
+help:
+	@echo "make install   .venv with the package and its tools"
+	@echo "make demo      a whole study on synthetic images, in minutes"
+	@echo "make test      the tests"
+	@echo "make slow      the tests that take minutes"
+	@echo "make lint      ruff, snakefmt, snakemake --lint"
+	@echo "make bench     side-by-side ratios"
+	@echo "make generate  config schema and table, from the config models"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml envs/requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint envs/requirements.txt --editable ".[dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/snakemake --configfile config/demo.yaml --cores $(CORES) all
+	$(BIN)/ultrarefiner summary --run demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow/Snakefile rules
+	$(BIN)/snakemake --lint
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow/Snakefile rules
+
+bench: $(STAMP)
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+generate: $(STAMP)
+	$(BIN)/ultrarefiner generate
+
+clean:
+	rm -rf $(VENV) results/demo .snakemake

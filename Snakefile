@@ -1,0 +1,31 @@
+# UltraRefiner: breast-ultrasound lesion masks, refined and compared.
+# What depends on what; the work is done by the package in src/ultrarefiner.
+from snakemake.utils import min_version
+
+min_version("9.5")
+
+# A study is one file: --configfile replaces the default, it is not merged over it.
+if not workflow.config_settings.configfiles:
+
+    configfile: "config/config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/prepare.smk"
+include: "rules/coarse.smk"
+include: "rules/refine.smk"
+include: "rules/evaluate.smk"
+include: "rules/report.smk"
+
+
+onstart:
+    STUDY.require_files()
+
+
+rule all:
+    default_target: True
+    input:
+        f"results/{RUN}/report/report.html",
+        f"results/{RUN}/report/scores.csv",
+        f"results/{RUN}/report/summary.csv",
+        f"results/{RUN}/report/comparisons.csv",

@@ -1,0 +1,147 @@
+"""The study, the paths that several rules share, and the constraints of the wildcards."""
+
+import re
+
+from snakemake.exceptions import WorkflowError
+
+from ultrarefiner.errors import ConfigError
+from ultrarefiner.study import folder_listing, load_study
+
+try:
+    STUDY = load_study(config)
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+CFG = STUDY.config
+RUN = CFG.run
+COARSE = [name for name in STUDY.methods if STUDY.methods[name].refiner is None]
+GPU = 0 if CFG.device == "cpu" else 1
+
+
+def any_of(names):
+    """Return a wildcard constraint that matches these names and nothing else."""
+    return "|".join(re.escape(str(name)) for name in names) or "(?!)"
+
+
+wildcard_constraints:
+    run=any_of([RUN]),
+    dataset=any_of(CFG.datasets),
+    fold=any_of(range(CFG.splits.folds)),
+    coarse=any_of(CFG.coarse),
+    prompt=any_of(CFG.prompts),
+    refiner=any_of(CFG.refiners),
+    method=any_of(STUDY.methods),
+    weights=any_of(STUDY.embedders),
+
+
+def raw_input(wildcards):
+    """Return the phantom folder of a synthetic dataset; a real one is no file of the workflow."""
+    if CFG.datasets[wildcards.dataset].phantom is None:
+        return []
+    return f"results/{wildcards.run}/{wildcards.dataset}/phantom"
+
+
+def raw_root(wildcards):
+    """Return the folder that holds a dataset's raw files."""
+    return CFG.datasets[wildcards.dataset].root or raw_input(wildcards)
+
+
+def raw_listing(wildcards):
+    """Return a digest of a real dataset's files, so that changed files rerun its jobs."""
+    return folder_listing(CFG.datasets[wildcards.dataset].root)
+
+
+def training_params(wildcards):
+    """Return what a trained model depends on; threads and the like leave the numbers alone."""
+    return CFG.coarse[wildcards.coarse].recipe()
+
+
+def prompt_masks(wildcards):
+    """Return the masks that a prompt mode is made from: the coarse shelf, or the truth."""
+    base = f"results/{wildcards.run}/{wildcards.dataset}"
+    if CFG.prompts[wildcards.prompt].oracle:
+        return f"{base}/prepared/masks"
+    return f"{base}/masks/{wildcards.coarse}/fold{wildcards.fold}"
+
+
+def soft_masks(wildcards):
+    """Return the probabilities behind a refiner's mask prompts, or the truth for an oracle."""
+    base = f"results/{wildcards.run}/{wildcards.dataset}"
+    if CFG.prompts[wildcards.prompt].oracle:
+        return f"{base}/prepared/masks"
+    return f"{base}/probabilities/{STUDY.reference}/fold{wildcards.fold}"
+
+
+def embeddings_input(wildcards):
+    """Return the shelved embeddings of a refiner, if it has any."""
+    name = STUDY.embeddings_of(wildcards.refiner)
+    if name is None:
+        return []
+    return f"results/{wildcards.run}/{wildcards.dataset}/embeddings/{name}/full"
+
+
+def run_files(pattern, methods):
+    """Return one path for each dataset, method and fold of the study."""
+    return expand(
+        pattern, run=RUN, dataset=list(CFG.datasets), method=methods, coarse=methods, fold=STUDY.folds
+    )
+
+
+def score_tables(wildcards):
+    """Return every score table of the study."""
+    return run_files("results/{run}/{dataset}/scores/{method}/fold{fold}.csv", list(STUDY.methods))
+
+
+def overlay_entries(wildcards):
+    """Return where the pictures of each dataset, method and fold lie."""
+    entries = []
+    for dataset in CFG.datasets:
+        base = f"results/{wildcards.run}/{dataset}"
+        for method in STUDY.methods.values():
+            for fold in STUDY.folds:
+                prompts = f"{base}/prompts/{method.coarse}/{method.prompt}/fold{fold}.json"
+                entries.append(
+                    {
+                        "dataset": dataset,
+                        "method": method.name,
+                        "fold": fold,
+                        "images": f"{base}/prepared/images",
+                        "truth": f"{base}/prepared/masks",
+                        "coarse": f"{base}/masks/{STUDY.reference}/fold{fold}",
+                        "masks": f"{base}/masks/{method.name}/fold{fold}",
+                        "prompts": prompts if method.prompt else None,
+                        "oracle": method.oracle,
+                    }
+                )
+    return entries
+
+
+def overlay_inputs(wildcards):
+    """Return every folder and file that the overlays read."""
+    keys = ("images", "truth", "coarse", "masks", "prompts")
+    paths = {entry[key] for entry in overlay_entries(wildcards) for key in keys}
+    return sorted(paths - {None})
+
+
+def model_files(name):
+    """Return a function that lists one file of every trained model."""
+
+    def files(wildcards):
+        return run_files("results/{run}/{dataset}/models/{coarse}/fold{fold}/" + name, COARSE)
+
+    return files
+
+
+def history_entries(wildcards):
+    """Return the training curves with what they belong to."""
+    return [
+        {
+            "dataset": dataset,
+            "model": coarse,
+            "fold": fold,
+            "path": f"results/{wildcards.run}/{dataset}/models/{coarse}/fold{fold}/history.csv",
+        }
+        for dataset in CFG.datasets
+        for coarse in COARSE
+        for fold in STUDY.folds
+    ]

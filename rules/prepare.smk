@@ -1,0 +1,79 @@
+rule write_phantom:
+    output:
+        raw=directory("results/{run}/{dataset}/phantom"),
+    log:
+        "results/{run}/logs/write_phantom/{dataset}.log",
+    benchmark:
+        "results/{run}/benchmarks/write_phantom/{dataset}.tsv"
+    params:
+        layout=lambda wildcards: STUDY.layout(wildcards.dataset),
+        phantom=lambda wildcards: CFG.datasets[wildcards.dataset].phantom.model_dump(),
+    message:
+        "Draw phantoms in the layout of {params.layout}"
+    script:
+        "../workflow/scripts/write_phantom.py"
+
+
+rule check_dataset:
+    input:
+        raw=raw_input,
+    output:
+        report="results/{run}/{dataset}/check/report.json",
+    log:
+        "results/{run}/logs/check_dataset/{dataset}.log",
+    benchmark:
+        "results/{run}/benchmarks/check_dataset/{dataset}.tsv"
+    params:
+        layout=lambda wildcards: STUDY.layout(wildcards.dataset),
+        root=raw_root,
+        listing=raw_listing,
+        include_empty=lambda wildcards: CFG.datasets[wildcards.dataset].include_empty,
+    message:
+        "Look for problems in {params.root}"
+    script:
+        "../workflow/scripts/check_dataset.py"
+
+
+rule prepare_dataset:
+    input:
+        raw=raw_input,
+        report="results/{run}/{dataset}/check/report.json",
+    output:
+        cases="results/{run}/{dataset}/prepared/cases.csv",
+        published_folds="results/{run}/{dataset}/prepared/published_folds.csv",
+        excluded="results/{run}/{dataset}/prepared/excluded.csv",
+        npz=directory("results/{run}/{dataset}/prepared/npz"),
+        images=directory("results/{run}/{dataset}/prepared/images"),
+        masks=directory("results/{run}/{dataset}/prepared/masks"),
+    log:
+        "results/{run}/logs/prepare_dataset/{dataset}.log",
+    benchmark:
+        "results/{run}/benchmarks/prepare_dataset/{dataset}.tsv"
+    params:
+        layout=lambda wildcards: STUDY.layout(wildcards.dataset),
+        root=raw_root,
+        listing=raw_listing,
+        include_empty=lambda wildcards: CFG.datasets[wildcards.dataset].include_empty,
+    message:
+        "Bring {wildcards.dataset} into one shape"
+    script:
+        "../workflow/scripts/prepare_dataset.py"
+
+
+rule split_folds:
+    input:
+        cases="results/{run}/{dataset}/prepared/cases.csv",
+        published_folds="results/{run}/{dataset}/prepared/published_folds.csv",
+    output:
+        splits="results/{run}/{dataset}/splits.csv",
+    log:
+        "results/{run}/logs/split_folds/{dataset}.log",
+    benchmark:
+        "results/{run}/benchmarks/split_folds/{dataset}.tsv"
+    params:
+        splits=CFG.splits.model_dump(exclude={"run"}),
+        folds_from=lambda wildcards: CFG.datasets[wildcards.dataset].folds,
+    message:
+        "Decide who is in which fold of {wildcards.dataset}"
+    script:
+        "../workflow/scripts/split_folds.py"

@@ -1,0 +1,64 @@
+rule make_prompts:
+    input:
+        masks=prompt_masks,
+        splits="results/{run}/{dataset}/splits.csv",
+    output:
+        prompts="results/{run}/{dataset}/prompts/{coarse}/{prompt}/fold{fold}.json",
+    log:
+        "results/{run}/logs/make_prompts/{dataset}_{coarse}_{prompt}_fold{fold}.log",
+    benchmark:
+        "results/{run}/benchmarks/make_prompts/{dataset}_{coarse}_{prompt}_fold{fold}.tsv"
+    params:
+        prompt=lambda wildcards: CFG.prompts[wildcards.prompt].model_dump(),
+    message:
+        "Turn masks into {wildcards.prompt} prompts: {wildcards.dataset}, fold {wildcards.fold}"
+    script:
+        "../workflow/scripts/make_prompts.py"
+
+
+rule embed_images:
+    input:
+        cases="results/{run}/{dataset}/prepared/cases.csv",
+        images="results/{run}/{dataset}/prepared/images",
+    output:
+        embeddings=directory("results/{run}/{dataset}/embeddings/{weights}/full"),
+    log:
+        "results/{run}/logs/embed_images/{dataset}_{weights}.log",
+    benchmark:
+        "results/{run}/benchmarks/embed_images/{dataset}_{weights}.tsv"
+    threads: 4
+    resources:
+        gpu=GPU,
+    params:
+        family=lambda wildcards: STUDY.embedders[wildcards.weights].family,
+        weights=lambda wildcards: STUDY.embedders[wildcards.weights].weights,
+        device=CFG.device,
+    message:
+        "Encode every image of {wildcards.dataset} once with {wildcards.weights}"
+    script:
+        "../workflow/scripts/embed_images.py"
+
+
+rule refine_masks:
+    input:
+        prompts=f"results/{{run}}/{{dataset}}/prompts/{STUDY.reference}/{{prompt}}/fold{{fold}}.json",
+        images="results/{run}/{dataset}/prepared/images",
+        soft_masks=soft_masks,
+        embeddings=embeddings_input,
+    output:
+        masks=directory("results/{run}/{dataset}/masks/{refiner}-{prompt}/fold{fold}"),
+    log:
+        "results/{run}/logs/refine_masks/{dataset}_{refiner}-{prompt}_fold{fold}.log",
+    benchmark:
+        "results/{run}/benchmarks/refine_masks/{dataset}_{refiner}-{prompt}_fold{fold}.tsv"
+    resources:
+        gpu=lambda wildcards: GPU if STUDY.embeddings_of(wildcards.refiner) else 0,
+    params:
+        family=lambda wildcards: CFG.refiners[wildcards.refiner].family,
+        weights=lambda wildcards: CFG.refiners[wildcards.refiner].weights,
+        options=lambda wildcards: dict(sorted(CFG.refiners[wildcards.refiner].options.items())),
+        device=CFG.device,
+    message:
+        "Refine {wildcards.dataset}, fold {wildcards.fold} by {wildcards.refiner}-{wildcards.prompt}"
+    script:
+        "../workflow/scripts/refine_masks.py"

@@ -1,0 +1,66 @@
+rule plot_scores:
+    input:
+        scores="results/{run}/report/scores.csv",
+        histories=model_files("history.csv"),
+    output:
+        figures=directory("results/{run}/report/figures"),
+    log:
+        "results/{run}/logs/plot_scores/all.log",
+    benchmark:
+        "results/{run}/benchmarks/plot_scores/all.tsv"
+    params:
+        histories=history_entries,
+        reference=STUDY.reference,
+    message:
+        "Draw box plots, scatters and training curves"
+    script:
+        "../workflow/scripts/plot_scores.py"
+
+
+rule draw_overlays:
+    input:
+        scores="results/{run}/report/scores.csv",
+        pictures=overlay_inputs,
+    output:
+        overlays=directory("results/{run}/report/overlays"),
+    log:
+        "results/{run}/logs/draw_overlays/all.log",
+    benchmark:
+        "results/{run}/benchmarks/draw_overlays/all.tsv"
+    params:
+        entries=overlay_entries,
+        reference=STUDY.reference,
+        count=CFG.report.gallery,
+    message:
+        "Draw the best, median and worst cases"
+    script:
+        "../workflow/scripts/draw_overlays.py"
+
+
+rule write_report:
+    input:
+        scores="results/{run}/report/scores.csv",
+        summary="results/{run}/report/summary.csv",
+        comparisons="results/{run}/report/comparisons.csv",
+        figures="results/{run}/report/figures",
+        overlays="results/{run}/report/overlays",
+        checks=expand("results/{{run}}/{dataset}/check/report.json", dataset=list(CFG.datasets)),
+        cards=model_files("card.json"),
+    output:
+        page=report(
+            "results/{run}/report/report.html",
+            caption="../workflow/report/report.rst",
+            category="Results",
+        ),
+    log:
+        "results/{run}/logs/write_report/all.log",
+    benchmark:
+        "results/{run}/benchmarks/write_report/all.tsv"
+    params:
+        title=CFG.report.title,
+        reference=STUDY.reference,
+        study=CFG.model_dump(mode="json"),
+    message:
+        "Write {output.page}"
+    script:
+        "../workflow/scripts/write_report.py"

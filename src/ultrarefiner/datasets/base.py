@@ -1,0 +1,169 @@
+"""What a dataset is here: cases, the row that describes a layout, and what an adapter hands back."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ultrarefiner.errors import DatasetError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
+NO_LESION = "normal"
+_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image and its lesion masks, as they lie on disk.
+
+    Attributes:
+        id: `{dataset}__{slug}`, unique in a study, fit for file names.
+        image: Raw image file.
+        masks: Raw mask files, one for each lesion; empty only for an image known to have none.
+        patient: Patient in the dataset's own numbering, None where the dataset does not tell.
+        label: Class ("benign", "malignant", "normal"), None where the dataset does not tell.
+    """
+
+    id: str
+    image: Path
+    masks: tuple[Path, ...]
+    patient: str | None = None
+    label: str | None = None
+
+
+@dataclass
+class Listing:
+    """What an adapter found in a folder, before any pixel is read.
+
+    Attributes:
+        folder: The folder that holds the data: the root itself or a folder in it.
+        cases: Cases; an adapter puts the image's raw name (stem) in `id`.
+        folds: Published folds as (`id`, number of folds, fold from 0).
+        problems: Lines for the user: the dataset cannot be used until each is mended.
+        warnings: Lines for the user: worth knowing, nothing stops.
+        unexpected: Files and folders that belong to no case.
+    """
+
+    folder: Path
+    cases: list[Case] = field(default_factory=list)
+    folds: list[tuple[str, int, int]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    unexpected: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DatasetRow:
+    """A public dataset: how its folder is read, what was published about it, and its terms.
+
+    Attributes:
+        title: Name in the field.
+        adapter: `adapter(root) -> Listing`, or its "module:attribute"; raises DatasetError when
+            the root holds no such dataset.
+        expects: What the folder holds, for messages.
+        counts: Published counts; the keys are "images", "patients" or a class label.
+        source: Where to get it.
+        terms: Licence or conditions of use.
+        citation: Paper to cite.
+    """
+
+    title: str
+    adapter: Callable[[Path], Listing] | str
+    expects: str
+    counts: Mapping[str, int]
+    source: str
+    terms: str
+    citation: str
+
+
+def slug(text: str) -> str:
+    """Return `text` as lower-case ASCII words joined by underscores: "benign (1)" -> "benign_1"."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return "_".join(re.findall(r"[a-z0-9]+", plain.lower()))
+
+
+def shorten(names: list[str], shown: int = _SHOWN) -> str:
+    """Join names for a message; after the first `shown` only their number is given."""
+    rest = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """Return the entries of a folder by name, without hidden and system files.
+
+    Raises:
+        DatasetError: The folder cannot be read.
+    """
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise DatasetError(
+            f"cannot list {folder}: {error.strerror}. Check the path and the permission to read it."
+        ) from error
+    return [
+        entry
+        for entry in entries
+        if not entry.name.startswith(".") and entry.name.lower() not in _SYSTEM_FILES
+    ]
+
+
+def subfolders(folder: Path) -> dict[str, Path]:
+    """Return the folders in a folder by lower-case name."""
+    return {entry.name.lower(): entry for entry in list_folder(folder) if entry.is_dir()}
+
+
+def image_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the image files of a folder, and its other entries."""
+    entries = list_folder(folder)
+    images = [e for e in entries if e.suffix.lower() in IMAGE_SUFFIXES and e.is_file()]
+    return images, [entry for entry in entries if entry not in set(images)]
+
+
+def locate_folder(root: Path, holds: Callable[[Path], bool], title: str, expects: str) -> Path:
+    """Return the folder of a dataset: `root`, or the one folder in it that `holds` accepts.
+
+    Raises:
+        DatasetError: There is none, or more than one; the message says what was expected inside
+            and what was found.
+    """
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise DatasetError(
+            f"{root} {what}. Set the dataset's root to the unpacked {title} folder, which holds "
+            f"{expects}."
+        )
+    if holds(root):
+        return root
+    inside = [folder for folder in subfolders(root).values() if holds(folder)]
+    if len(inside) == 1:
+        return inside[0]
+    if inside:
+        raise DatasetError(
+            f"{root} holds {title} more than once: {shorten([f.name for f in inside])}. "
+            "Set the dataset's root to one of them."
+        )
+    found = [e.name + ("/" if e.is_dir() else "") for e in list_folder(root)]
+    raise DatasetError(
+        f"{root} is not a {title} folder: expected {expects}, in it or in a folder in it; "
+        f"found {shorten(found) or 'nothing'}. Set the dataset's root to the unpacked folder."
+    )
+
+
+def missing_mask(image: Path, mask: str) -> str:
+    """Return the problem line for an image without its mask."""
+    return (
+        f"{image}: its mask {mask} is missing; unpack the archive again, or move the image away "
+        "if it is not to be used"
+    )
+
+
+def missing_image(mask: Path, image: str) -> str:
+    """Return the problem line for a mask without its image."""
+    return (
+        f"{mask}: its image {image} is missing; unpack the archive again, or move the mask away "
+        "if it is not to be used"
+    )

@@ -1,0 +1,114 @@
+"""The table of dataset layouts, and the cases in a folder.
+
+A new dataset is one module with a `ROW` and one line in `DATASETS`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from ultrarefiner.datasets import busbra, busi, stu
+from ultrarefiner.datasets.base import Case, DatasetRow, Listing, slug
+from ultrarefiner.datasets.reading import load_case, map_cases, why_empty
+from ultrarefiner.errors import DatasetError
+from ultrarefiner.registry import Registry, resolve
+
+_logger = logging.getLogger(__name__)
+
+DATASETS: Registry[DatasetRow] = Registry(
+    "dataset layout",
+    {
+        "busbra": busbra.ROW,
+        "busi": busi.ROW,
+        "stu": stu.ROW,
+    },
+)
+
+
+def list_cases(layout: str, root: str | Path, name: str | None = None) -> Listing:
+    """List a dataset without reading pixels.
+
+    Args:
+        layout: Row of `DATASETS`.
+        root: Folder of the dataset as downloaded.
+        name: Name of the dataset in the study, which begins the case ids; default `layout`.
+
+    Returns:
+        The listing, its cases sorted by id, problems included.
+
+    Raises:
+        ConfigError: The layout is unknown.
+        DatasetError: The folder is not of this layout.
+    """
+    row = DATASETS[layout]
+    adapter = resolve(row.adapter) if isinstance(row.adapter, str) else row.adapter
+    listing = adapter(Path(root))
+    ids: dict[str, str] = {}
+    first: dict[str, Path] = {}
+    cases = []
+    for case in sorted(listing.cases, key=lambda case: case.image):
+        words = slug(case.id)
+        case_id = f"{name or layout}__{words}"
+        if not words:
+            listing.problems.append(
+                f"{case.image}: the file name has no letter or digit to make a case id of; rename it"
+            )
+        elif case_id in first:
+            listing.problems.append(
+                f"{case.image} and {first[case_id]} make the same case id {case_id}; rename one "
+                "of them, with its masks"
+            )
+        else:
+            ids[case.id] = case_id
+            first[case_id] = case.image
+            cases.append(replace(case, id=case_id))
+    listing.cases = sorted(cases, key=lambda case: case.id)
+    listing.folds = sorted((ids[raw], n, fold) for raw, n, fold in listing.folds if raw in ids)
+    return listing
+
+
+def find_cases(
+    layout: str, root: str | Path, include_empty: bool = False, name: str | None = None
+) -> list[Case]:
+    """Find the cases of a dataset and make sure that their masks can be used.
+
+    Args:
+        layout: Row of `DATASETS`.
+        root: Folder of the dataset as downloaded.
+        include_empty: Keep images without a lesion (BUSI normal/, blank masks).
+        name: Name of the dataset in the study, which begins the case ids; default `layout`.
+
+    Returns:
+        Cases sorted by id.
+
+    Raises:
+        ConfigError: The layout is unknown.
+        DatasetError: Something is missing, unreadable or contradictory; lists all problems.
+    """
+    listing = list_cases(layout, root, name)
+    for line in listing.warnings:
+        _logger.warning("%s", line)
+    problems = list(listing.problems)
+    found = []
+    cases = listing.cases
+
+    def empty(case: Case) -> bool:
+        return why_empty(case, load_case(case, with_image=False)) is not None
+
+    for case, result in zip(cases, map_cases(empty, cases), strict=True):
+        if isinstance(result, DatasetError):
+            problems += result.problems
+        elif include_empty or not result:
+            found.append(case)
+    if problems:
+        raise unusable(layout, root, problems)
+    return found
+
+
+def unusable(layout: str, root: str | Path, problems: list[str]) -> DatasetError:
+    """Return the one error that lists all problems of a dataset."""
+    return DatasetError(
+        f"{root} cannot be used as {DATASETS[layout].title}; {len(problems)} to mend:", problems
+    )

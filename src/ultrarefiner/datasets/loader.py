@@ -1,0 +1,124 @@
+"""Prepared datasets read back: the table of cases, and the pixels of one."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ultrarefiner.errors import DatasetError
+from ultrarefiner.io import read_rows
+
+COLUMNS = [
+    "case",
+    "image",
+    "mask",
+    "height",
+    "width",
+    "patient",
+    "group",
+    "label",
+    "spacing_y_mm",
+    "spacing_x_mm",
+    "sha256",
+    "note",
+]
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """One row of cases.csv; what the dataset does not tell is None.
+
+    Attributes:
+        case: Case id.
+        image: Raw image file, relative to the dataset's root.
+        mask: Raw mask files, relative to the dataset's root, joined by ";".
+        height: Image height in pixels.
+        width: Image width in pixels.
+        patient: Patient.
+        group: What must not be parted by a split.
+        label: Class.
+        spacing_y_mm: Height of a pixel in mm.
+        spacing_x_mm: Width of a pixel in mm.
+        sha256: SHA-256 of the decoded pixels.
+        note: What differs from a plain pair of files.
+    """
+
+    case: str
+    image: str
+    mask: str
+    height: int
+    width: int
+    patient: str | None
+    group: str
+    label: str | None
+    spacing_y_mm: float | None
+    spacing_x_mm: float | None
+    sha256: str
+    note: str
+
+
+def read_cases(path: str | Path) -> list[CaseRow]:
+    """Read a cases.csv.
+
+    Returns:
+        Rows sorted by case id.
+
+    Raises:
+        DatasetError: The file is absent or is not a table of cases.
+    """
+    again = "delete it and run prepare_dataset again"
+    try:
+        rows = read_rows(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"cannot read {path}: {error}; run prepare_dataset") from error
+    if not rows:
+        raise DatasetError(f"{path} lists no cases; {again}")
+    if missing := [column for column in COLUMNS if rows[0].get(column) is None]:
+        raise DatasetError(f"{path} lacks the columns {', '.join(missing)}; {again}")
+    try:
+        return sorted((_case_row(row) for row in rows), key=lambda row: row.case)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{path}: a row is not a case ({error}); {again}") from error
+
+
+def _case_row(row: dict[str, str]) -> CaseRow:
+    return CaseRow(
+        case=row["case"],
+        image=row["image"],
+        mask=row["mask"],
+        height=int(row["height"]),
+        width=int(row["width"]),
+        patient=row["patient"] or None,
+        group=row["group"],
+        label=row["label"] or None,
+        spacing_y_mm=float(row["spacing_y_mm"]) if row["spacing_y_mm"] else None,
+        spacing_x_mm=float(row["spacing_x_mm"]) if row["spacing_x_mm"] else None,
+        sha256=row["sha256"],
+        note=row["note"],
+    )
+
+
+def read_prepared(prepared: str | Path, case: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read the pixels of a prepared case.
+
+    Args:
+        prepared: Folder that `prepare_dataset` wrote, with npz/ in it.
+        case: Case id.
+
+    Returns:
+        uint8 (H, W, 3) RGB and uint8 (H, W) in {0, 1}.
+
+    Raises:
+        DatasetError: The case is not there or its file is damaged.
+    """
+    path = Path(prepared) / "npz" / f"{case}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["image"], arrays["label"]
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DatasetError(
+            f"cannot read {path}: {error}; delete {path.parent} and run prepare_dataset again"
+        ) from error

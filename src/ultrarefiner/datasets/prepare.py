@@ -1,0 +1,207 @@
+"""Raw dataset in, prepared dataset out: one table, and the same pixels as NPZ and PNG."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ultrarefiner.datasets.base import Case, slug
+from ultrarefiner.datasets.duplicates import cluster_duplicates, perceptual_hash, pixel_sha256
+from ultrarefiner.datasets.layouts import list_cases, unusable
+from ultrarefiner.datasets.loader import COLUMNS
+from ultrarefiner.datasets.reading import load_case, map_cases, why_empty
+from ultrarefiner.errors import DatasetError
+from ultrarefiner.images import write_mask, write_png
+from ultrarefiner.io import atomic_directory, write_rows
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is kept of a case once its pixels are written; `excluded` says why they are not."""
+
+    case: Case
+    excluded: str | None
+    height: int
+    width: int
+    sha256: str
+    appearance: int
+    notes: tuple[str, ...]
+
+
+def prepare_dataset(
+    name: str,
+    layout: str,
+    root: str | Path,
+    include_empty: bool,
+    cases: str | Path,
+    published_folds: str | Path,
+    excluded: str | Path,
+    npz: str | Path,
+    images: str | Path,
+    masks: str | Path,
+) -> None:
+    """Read a raw dataset once and write it in the project's own form.
+
+    The outputs depend on the files only, not on their order or the number of threads. One image
+    for each thread is in memory at a time.
+
+    Args:
+        name: Name of the dataset in the study; begins the case ids.
+        layout: Row of `DATASETS`.
+        root: Folder of the dataset as downloaded; only read.
+        include_empty: Keep images without a lesion.
+        cases: CSV to write, one row a case; columns `loader.COLUMNS`. `image` and `mask` are
+            relative to `root`, several masks joined by ";". `sha256` is of the decoded pixels.
+            `group` joins what must not be parted: images of one patient, equal pixels, and
+            near-duplicates where the patient is not known. Sizes in `note` are height x width.
+        published_folds: CSV to write: `case, folds, fold` (fold from 0); only a header where the
+            dataset has none.
+        excluded: CSV to write: `case, image, reason` ("normal" or "blank mask").
+        npz: Folder to write: `{case}.npz` with `image` uint8 (H, W, 3) RGB, `label` uint8 (H, W)
+            in {0, 1}, `original_size` int64 [H, W].
+        images: Folder to write: the same images as PNG.
+        masks: Folder to write: the same labels as PNG of 0 and 255.
+
+    Raises:
+        ConfigError: The layout is unknown.
+        DatasetError: The dataset cannot be used; lists all problems, and writes nothing.
+    """
+    root = Path(root)
+    listing = list_cases(layout, root, name)
+    for line in listing.warnings:
+        _logger.warning("%s", line)
+    problems = list(listing.problems)
+    done: list[_Prepared] = []
+    with (
+        atomic_directory(npz) as npz_folder,
+        atomic_directory(images) as image_folder,
+        atomic_directory(masks) as mask_folder,
+    ):
+
+        def prepare(case: Case) -> _Prepared:
+            return _prepare_case(case, include_empty, npz_folder, image_folder, mask_folder)
+
+        for result in map_cases(prepare, listing.cases):
+            if isinstance(result, DatasetError):
+                problems += result.problems
+            else:
+                done.append(result)
+        kept = [item for item in done if item.excluded is None]
+        if not problems and not kept:
+            problems.append(
+                f"{root}: no image with a lesion is in it; set include_empty: true to keep images "
+                "without one"
+            )
+        if problems:
+            raise unusable(layout, root, problems)
+    groups = _group(name, kept)
+    write_rows(cases, COLUMNS, [_row(item, groups[item.case.id], root) for item in kept])
+    write_rows(
+        excluded,
+        ["case", "image", "reason"],
+        [
+            {"case": item.case.id, "image": _raw(item.case.image, root), "reason": item.excluded}
+            for item in done
+            if item.excluded is not None
+        ],
+    )
+    ids = {item.case.id for item in kept}
+    write_rows(
+        published_folds,
+        ["case", "folds", "fold"],
+        [
+            {"case": case, "folds": count, "fold": fold}
+            for case, count, fold in sorted(listing.folds)
+            if case in ids
+        ],
+    )
+    _logger.info("%s: %d cases prepared, %d left out", name, len(kept), len(done) - len(kept))
+
+
+def _prepare_case(
+    case: Case, include_empty: bool, npz: Path, images: Path, masks: Path
+) -> _Prepared:
+    pixels = load_case(case)
+    image, label = pixels.image, pixels.label
+    height, width = label.shape
+    reason = None if include_empty else why_empty(case, pixels)
+    if reason is None:
+        np.savez_compressed(
+            npz / f"{case.id}.npz",
+            image=image,
+            label=label,
+            original_size=np.array([height, width], np.int64),
+        )
+        write_png(images / f"{case.id}.png", image)
+        write_mask(masks / f"{case.id}.png", label > 0)
+    return _Prepared(
+        case, reason, height, width, pixel_sha256(image), perceptual_hash(image), pixels.notes
+    )
+
+
+def _raw(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _row(item: _Prepared, group: str, root: Path) -> dict[str, str | int]:
+    case = item.case
+    return {
+        "case": case.id,
+        "image": _raw(case.image, root),
+        "mask": ";".join(_raw(path, root) for path in case.masks),
+        "height": item.height,
+        "width": item.width,
+        "patient": case.patient or "",
+        "group": group,
+        "label": case.label or "",
+        "spacing_y_mm": "",
+        "spacing_x_mm": "",
+        "sha256": item.sha256,
+        "note": "; ".join(item.notes),
+    }
+
+
+def _group(name: str, items: list[_Prepared]) -> dict[str, str]:
+    """Return the group of each case id: what must never be parted by a split.
+
+    Groups are the connected components of "same patient", "same pixels" and, among cases whose
+    patient is not known, "near-duplicate".
+    """
+    unknown = [item for item in items if item.case.patient is None]
+    near = cluster_duplicates(
+        [item.case.id for item in unknown],
+        [item.sha256 for item in unknown],
+        [item.appearance for item in unknown],
+    )
+    parent = {item.case.id: item.case.id for item in items}
+
+    def find(case: str) -> str:
+        while parent[case] != case:
+            parent[case] = parent[parent[case]]
+            case = parent[case]
+        return case
+
+    first: dict[tuple[str, str], str] = {}
+    for item in items:
+        case = item.case
+        links = [("pixels", item.sha256)]
+        links.append(("patient", case.patient) if case.patient else ("near", near[case.id]))
+        for link in links:
+            one, other = sorted((find(case.id), find(first.setdefault(link, case.id))))
+            parent[other] = one
+    patients: dict[str, str] = {}
+    for item in items:
+        if item.case.patient:
+            group = find(item.case.id)
+            patients[group] = min(patients.get(group, item.case.patient), item.case.patient)
+    return {
+        case: f"{name}__patient_{slug(patients[find(case)])}"
+        if find(case) in patients
+        else find(case)
+        for case in parent
+    }

@@ -1,0 +1,1 @@
+"""Scores of masks, their summary and the comparison of methods."""

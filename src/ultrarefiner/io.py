@@ -1,0 +1,166 @@
+"""Files: read with a clear error, written to a temporary name and then renamed.
+
+A file or folder that stands under its final name is whole; a killed job leaves only a
+``.partial-*`` entry beside it, which the next run of the same job removes.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ultrarefiner.errors import OutputError, UltraRefinerError
+
+_PARTIAL = ".partial-"
+_CANNOT_WRITE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.ENOTDIR,
+}
+
+
+def _partial_name(path: Path) -> Path:
+    for stale in path.parent.glob(f"{_PARTIAL}*-{path.name}"):
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+    # The suffix stays last: image writers choose the format by it.
+    return path.parent / f"{_PARTIAL}{uuid.uuid4().hex[:8]}-{path.name}"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> Exception:
+    if error.errno not in _CANNOT_WRITE:
+        return error
+    return OutputError(
+        f"cannot write {path}: {error.strerror or error}. Free space or grant permission on "
+        f"{path.parent}, or choose another results folder; nothing half-written was left."
+    )
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary file name beside ``path``; rename it to ``path`` when the block succeeds.
+
+    Raises:
+        OutputError: The disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _partial_name(path)
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    finally:
+        if temporary is not None:
+            _remove(temporary)
+
+
+@contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``; it takes the place of ``path`` on success.
+
+    Raises:
+        OutputError: The disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _partial_name(path)
+        temporary.mkdir()
+        yield temporary
+        _remove(path)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    finally:
+        if temporary is not None:
+            _remove(temporary)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write strict JSON (no NaN or Infinity) atomically, keys in the order given.
+
+    Raises:
+        ValueError: ``value`` holds a number that JSON cannot.
+    """
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        UltraRefinerError: The file is absent or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UltraRefinerError(
+            f"cannot read {path}: {error}. Delete it and run again to make it anew."
+        ) from error
+
+
+def write_rows(path: str | Path, columns: list[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Write a CSV of ``columns`` atomically; a key that is not a column is an error."""
+    with atomic_path(path) as temporary:
+        with open(temporary, "w", newline="", encoding="utf-8") as handle:
+            writer = csv.DictWriter(handle, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """Read a CSV as one dict of strings a row."""
+    with open(path, newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def json_sha256(value: Any) -> str:
+    """Return the SHA-256 of a value's canonical JSON: key order does not matter."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def item_seed(*parts: Any) -> int:
+    """Return a 63-bit seed from a SHA-256 of ``parts``.
+
+    It depends on nothing else: not on the process, the worker count or PYTHONHASHSEED.
+    """
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,93 @@
+"""Refiners: one registry row for each family; model code is imported on first use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from ultrarefiner.config import Section
+from ultrarefiner.errors import ConfigError
+from ultrarefiner.refine.options import GrabCutOptions, SamOptions
+from ultrarefiner.registry import Registry, resolve, unknown_name
+
+
+@dataclass(frozen=True)
+class RefinerFamily:
+    """A row of the registry.
+
+    Attributes:
+        target: The class, as "module:attribute"; called as ``Class(weights, device, options)``.
+        options: The model of the row's own keys.
+        needs_weights: Whether the family cannot run without a weights file.
+        shelves_embeddings: Whether embedding is worth a file for each image.
+        needs_mask: Why the family refuses prompts without a mask; empty when it takes them.
+    """
+
+    target: str
+    options: type[Section]
+    needs_weights: bool = False
+    shelves_embeddings: bool = False
+    needs_mask: str = ""
+
+
+REFINERS: Registry[RefinerFamily] = Registry(
+    "refiner family",
+    {
+        "grabcut": RefinerFamily(
+            "ultrarefiner.refine.grabcut:GrabCutRefiner",
+            GrabCutOptions,
+            needs_mask="started from a rectangle or a point alone GrabCut returns an empty mask on "
+            "ultrasound (on all 42 images of STU-Hospital); use a prompt of kind 'mask'",
+        ),
+        "sam": RefinerFamily(
+            "ultrarefiner.refine.sam:SamRefiner",
+            SamOptions,
+            needs_weights=True,
+            shelves_embeddings=True,
+        ),
+    },
+)
+
+
+def parse_options(family: str, options: dict[str, Any]) -> Section:
+    """Check a refiner row's own keys.
+
+    Raises:
+        ConfigError: Unknown family or key, or a value out of range.
+    """
+    row = REFINERS[family]
+    known = row.options.model_fields
+    for key in options:
+        if key not in known:
+            raise ConfigError(unknown_name(f"option of refiner family '{family}'", key, known))
+    try:
+        return row.options.model_validate(options)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"refiner family '{family}': {'; '.join(lines)}") from None
+
+
+def load_refiner(
+    family: str, weights: str | None = None, device: str = "cpu", **row_options: Any
+) -> Any:
+    """Return a refiner, ready to ``embed`` and ``refine``.
+
+    Args:
+        family: A row of ``REFINERS``.
+        weights: File of the model's weights, or its name in the weights table.
+        device: Where it runs: "cpu", "cuda", "auto".
+        row_options: The family's own options.
+
+    Raises:
+        ConfigError: Unknown family or option.
+        WeightsError: The weights are absent, damaged or another model's.
+    """
+    row = REFINERS[family]
+    options = parse_options(family, row_options)
+    if row.needs_weights and weights is None:
+        raise ConfigError(f"refiner family '{family}' needs `weights`: a file, or a name in the table")
+    if not row.needs_weights and weights is not None:
+        raise ConfigError(f"refiner family '{family}' takes no weights; remove `weights: {weights}`")
+    return resolve(row.target)(weights, device, options)

@@ -1,0 +1,79 @@
+"""What every refiner is: embed an image once, refine it with any number of prompts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ultrarefiner.errors import PromptError
+from ultrarefiner.prompts.base import Prompt
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """A refined mask.
+
+    Attributes:
+        mask: bool (H, W) in original pixels.
+        low_res_logits: float32 (h, w) as the model's decoder gives them.
+        score: The refiner's own estimate of its quality, in [0, 1] where it has one, else nan.
+    """
+
+    mask: np.ndarray
+    low_res_logits: np.ndarray
+    score: float
+
+
+class Embedding(ABC):
+    """An image as a refiner holds it; made once, used by every prompt."""
+
+    @property
+    @abstractmethod
+    def image_hw(self) -> tuple[int, int]:
+        """Original (height, width) in pixels."""
+
+    @abstractmethod
+    def save(self, path: str | Path) -> None:
+        """Write the embedding to one file, atomically."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str | Path) -> Embedding:
+        """Read an embedding that ``save`` wrote."""
+
+
+class Refiner(ABC):
+    """A promptable segmentation method."""
+
+    family: ClassVar[str]
+
+    @abstractmethod
+    def embed(self, image: np.ndarray) -> Embedding:
+        """Take in a uint8 (H, W, 3) RGB image."""
+
+    @abstractmethod
+    def refine_one(self, embedding: Any, prompt: Prompt) -> Refinement:
+        """Refine with one prompt."""
+
+    def refine(self, embedding: Embedding, prompt: Prompt | list[Prompt]) -> Refinement:
+        """Refine with one prompt, or with several whose masks are OR-ed.
+
+        Several: ``low_res_logits`` is the pixelwise maximum, ``score`` the mean.
+
+        Raises:
+            PromptError: The refiner cannot use such a prompt.
+        """
+        if isinstance(prompt, Prompt):
+            return self.refine_one(embedding, prompt)
+        if not prompt:
+            raise PromptError("an empty list of prompts cannot be refined")
+        parts = [self.refine_one(embedding, one) for one in prompt]
+        return Refinement(
+            mask=np.logical_or.reduce([part.mask for part in parts]),
+            low_res_logits=np.maximum.reduce([part.low_res_logits for part in parts]),
+            score=float(np.mean([part.score for part in parts])),
+        )

@@ -1,0 +1,333 @@
+"""The gallery's pictures: best, median and worst cases with their contours where they belong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+
+from ultrarefiner.errors import UltraRefinerError
+from ultrarefiner.images import read_mask, read_rgb
+from ultrarefiner.io import atomic_directory, read_json, write_json
+from ultrarefiner.report.tables import fixed, leading_method, read_scores
+
+log = logging.getLogger(__name__)
+
+# Bright enough on gray ultrasound, and apart in lightness for colour-blind readers too.
+TRUTH_COLOUR = "#3ddc84"
+COARSE_COLOUR = "#4aa8ff"
+REFINED_COLOUR = "#ff5bd0"
+BOX_COLOUR = "#ffd23f"
+POINT_COLOUR = "#ff3b30"
+# Pixels of the picture: longest side of a panel, gap between panels, height of the label strip.
+PANEL = 540
+_GAP = 10
+_STRIP = 30
+_DPI = 100
+_GROUND = "#0d1117"
+RANKS = ("best", "median", "worst")
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A mask to outline: bool (H, W), its colour, and the line's width in picture pixels."""
+
+    mask: np.ndarray
+    colour: str
+    width: float = 2.0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One view of the image: a label, outlines, and the prompt record to draw, if any."""
+
+    label: str
+    colour: str
+    outlines: tuple[Outline, ...] = ()
+    prompt: Mapping[str, Any] | None = None
+    note: str = ""
+
+
+def draw_overlays(
+    scores: str | Path,
+    entries: Sequence[Mapping[str, Any]],
+    reference: str,
+    count: int,
+    output: str | Path,
+) -> None:
+    """Draw the best, median and worst cases of each dataset into the folder ``output``.
+
+    The cases are ranked by the Dice of the refined method that leads on the dataset (oracles never
+    lead); without refined methods, by the reference's. A picture has three panels: image with the
+    truth, coarse mask with the prompts, refined mask. ``index.json`` lists the pictures.
+
+    Args:
+        scores: ``scores.csv``, one row a case and method.
+        entries: A dict for each dataset, method and fold: ``dataset``, ``method``, ``fold``,
+            ``images``, ``truth``, ``coarse``, ``masks`` (folders of ``{case}.png``), ``prompts``
+            (JSON file or None), ``oracle``.
+        reference: The coarse method.
+        count: Cases of each rank; fewer where a dataset is small. No case is shown twice.
+        output: The folder; what it held before goes away.
+
+    Raises:
+        UltraRefinerError: A table, mask, image or prompt is absent, sizes differ, or no entry tells
+            where the masks of a case are.
+    """
+    table = read_scores(scores, reference)
+    places = {(str(e["dataset"]), str(e["method"]), int(e["fold"])): e for e in entries}
+    with atomic_directory(output) as folder:
+        pictures = []
+        for dataset in sorted(set(table["dataset"])):
+            rows = table[table["dataset"].eq(dataset)]
+            method = leading_method(rows, dataset, reference)
+            before = rows[rows["method"].eq(reference)].set_index("case")["dice"]
+            for rank, number, row in rank_cases(rows[rows["method"].eq(method)], count):
+                place = places.get((dataset, method, int(row["fold"])))
+                if place is None or place["oracle"]:
+                    raise UltraRefinerError(
+                        f"no folder is known for {method} on {dataset}, fold {row['fold']}, although "
+                        f"{scores} has its scores; run summarise_scores again for this study."
+                    )
+                name = f"{dataset}_{rank}_{number}.png"
+                coarse_dice = float(before.get(row["case"], np.nan))
+                picture = _draw_case(folder / name, row, place, reference)
+                pictures.append(
+                    {
+                        "file": name,
+                        "dataset": dataset,
+                        "method": method,
+                        "reference": reference,
+                        "fold": int(row["fold"]),
+                        "case": str(row["case"]),
+                        "label": str(row["label"]),
+                        "rank": rank,
+                        "dice": float(row["dice"]),
+                        "coarse_dice": coarse_dice if np.isfinite(coarse_dice) else None,
+                        "area_share": float(row["area_share"]),
+                        "caption": _caption(row, coarse_dice, reference, picture["prompt"]),
+                        **picture,
+                    }
+                )
+        write_json(folder / "index.json", {"pictures": pictures})
+        log.info("drew %d pictures", len(pictures))
+
+
+def rank_cases(rows: pd.DataFrame, count: int) -> list[tuple[str, int, pd.Series]]:
+    """Return (rank, number within the rank, row) of the cases to show, by falling Dice.
+
+    At most a third of the cases goes to each rank, so that no case is shown twice; the worst come
+    worst first.
+
+    Args:
+        rows: Scores of one method on one dataset.
+        count: Cases of each rank, at most.
+    """
+    ordered = rows.sort_values(["dice", "case"], ascending=[False, True], ignore_index=True)
+    total = len(ordered)
+    each = min(count, max(1, total // 3))
+    start = (total - each) // 2
+    chosen = {
+        "best": range(each),
+        "median": range(start, start + each),
+        "worst": range(total - 1, total - 1 - each, -1),
+    }
+    shown: set[int] = set()
+    picked = []
+    # A dataset of one or two cases has no median of its own: best and worst go first.
+    for rank in ("best", "worst", "median"):
+        for number, index in enumerate(chosen[rank], 1):
+            if 0 <= index < total and index not in shown:
+                shown.add(index)
+                picked.append((rank, number, ordered.iloc[index]))
+    return sorted(picked, key=lambda item: (RANKS.index(item[0]), item[1]))
+
+
+def _caption(row: pd.Series, coarse_dice: float, reference: str, prompt: str) -> str:
+    if row["method"] == reference:
+        dice = f"Dice {fixed(row['dice'])} ({reference})"
+    else:
+        dice = f"Dice {fixed(coarse_dice)} ({reference}) → {fixed(row['dice'])} ({row['method']})"
+    label = [row["label"]] if row["label"] else []
+    lesion = f"lesion {fixed(100.0 * row['area_share'], 1)} % of the image"
+    told = [prompt] if prompt else []
+    return " · ".join([row["case"], *label, dice, lesion, f"fold {row['fold']}", *told])
+
+
+def _draw_case(path: Path, row: pd.Series, place: Mapping[str, Any], reference: str) -> dict:
+    case, method = str(row["case"]), str(row["method"])
+    image = read_rgb(Path(place["images"]) / f"{case}.png")
+    truth = _mask(Path(place["truth"]) / f"{case}.png", image)
+    coarse = _mask(Path(place["coarse"]) / f"{case}.png", image)
+    panels = [Panel("truth", TRUTH_COLOUR, (Outline(truth, TRUTH_COLOUR),))]
+    thin = Outline(truth, TRUTH_COLOUR, 1.0)
+    outlines = (Outline(coarse, COARSE_COLOUR),)
+    if method == reference:
+        panels.append(
+            Panel(f"coarse: {reference}", COARSE_COLOUR, (thin, *outlines), note=_empty(coarse))
+        )
+        told = ""
+    else:
+        record = _prompt(place["prompts"], case)
+        told = describe_prompt(record)
+        refined = _mask(Path(place["masks"]) / f"{case}.png", image)
+        panels.append(
+            Panel(f"coarse: {reference}", COARSE_COLOUR, outlines, record, _empty(coarse))
+        )
+        after = (thin, Outline(refined, REFINED_COLOUR))
+        panels.append(Panel(f"refined: {method}", REFINED_COLOUR, after, None, _empty(refined)))
+    return {**draw_panels(path, image, panels), "prompt": told}
+
+
+def _empty(mask: np.ndarray) -> str:
+    return "" if mask.any() else "empty mask"
+
+
+def _mask(path: Path, image: np.ndarray) -> np.ndarray:
+    mask = read_mask(path)
+    if mask.shape != image.shape[:2]:
+        raise UltraRefinerError(
+            f"{path} is {mask.shape[1]}×{mask.shape[0]} pixels, its image "
+            f"{image.shape[1]}×{image.shape[0]}; make the mask again from the prepared images."
+        )
+    return mask
+
+
+def _prompt(path: str | Path | None, case: str) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    cases = read_json(path).get("cases", {})
+    if case not in cases:
+        raise UltraRefinerError(f"{path} has no prompt for {case}; run make_prompts again.")
+    return cases[case]
+
+
+def describe_prompt(record: Mapping[str, Any] | None) -> str:
+    """Return in words what the refiner was told, from a record of a prompts file."""
+    if record is None:
+        return ""
+    if record.get("empty"):
+        return "no prompt: the coarse mask is empty"
+    parts = ["box"] if record.get("box") else []
+    if points := len(record.get("points") or []):
+        parts.append("point" if points == 1 else f"{points} points")
+    if record.get("mask"):
+        parts.append("the coarse mask itself")
+    return f"prompt: {' and '.join(parts)}" if parts else ""
+
+
+def draw_panels(path: str | Path, image: np.ndarray, panels: Sequence[Panel]) -> dict[str, Any]:
+    """Draw views of an image side by side as a PNG.
+
+    The image is enlarged or reduced so that its longer side has ``PANEL`` pixels. Pixel (x, y) of
+    the image covers [x - 0.5, x + 0.5] × [y - 0.5, y + 0.5] there, so outlines run along the
+    pixels' borders and half-open boxes [x0, x1) end at x1 - 0.5.
+
+    Args:
+        path: The PNG.
+        image: uint8 (H, W, 3) RGB.
+        panels: The views, from left to right.
+
+    Returns:
+        ``panels``: for each view its [left, top, width, height] in pixels of the picture.
+    """
+    height, width = image.shape[:2]
+    scale = PANEL / max(height, width)
+    wide, high = max(1, round(width * scale)), max(1, round(height * scale))
+    pixels = cv2.resize(
+        image, (wide, high), interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+    )
+    total = (len(panels) * wide + (len(panels) - 1) * _GAP, high + _STRIP)
+    with matplotlib.rc_context({"font.family": "sans-serif", "path.simplify": False}):
+        figure = Figure(figsize=(total[0] / _DPI, total[1] / _DPI), dpi=_DPI, facecolor=_GROUND)
+        places = []
+        for number, panel in enumerate(panels):
+            left = number * (wide + _GAP)
+            places.append([left, _STRIP, wide, high])
+            figure.text(
+                (left + 4) / total[0],
+                1.0 - 0.5 * _STRIP / total[1],
+                panel.label,
+                color=panel.colour,
+                size=10.5,
+                weight="bold",
+                va="center",
+            )
+            axes = figure.add_axes(
+                (left / total[0], 0.0, wide / total[0], high / total[1]), frameon=False
+            )
+            edges = (-0.5, width - 0.5, height - 0.5, -0.5)
+            axes.imshow(pixels, extent=edges, interpolation="nearest", aspect="auto")
+            _draw_panel(axes, panel)
+            axes.set(xlim=edges[:2], ylim=edges[2:], xticks=[], yticks=[])
+        figure.savefig(path, format="png", facecolor=_GROUND, metadata={"Software": None})
+    return {"panels": places}
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    for outline in panel.outlines:
+        draw_outline(axes, outline)
+    if panel.prompt is not None and not panel.prompt.get("empty"):
+        _draw_prompt(axes, panel.prompt)
+    if panel.note:
+        axes.text(
+            0.5,
+            0.05,
+            panel.note,
+            transform=axes.transAxes,
+            color="white",
+            size=11,
+            ha="center",
+            path_effects=[withStroke(linewidth=3, foreground="black")],
+        )
+
+
+def draw_outline(axes: Axes, outline: Outline) -> None:
+    """Draw the border of a mask; where it meets the image's border, the line runs along that."""
+    if not outline.mask.any():
+        return
+    padded = np.pad(outline.mask.astype(float), 1)
+    height, width = outline.mask.shape
+    contours = axes.contour(
+        np.arange(-1, width + 1),
+        np.arange(-1, height + 1),
+        padded,
+        levels=[0.5],
+        colors=[outline.colour],
+        linewidths=outline.width * 72.0 / _DPI,
+    )
+    shade = withStroke(linewidth=(outline.width + 1.6) * 72.0 / _DPI, foreground="#00000080")
+    contours.set_path_effects([shade])
+
+
+def _draw_prompt(axes: Axes, record: Mapping[str, Any]) -> None:
+    if record.get("box"):
+        x0, y0, x1, y1 = record["box"]
+        axes.add_patch(
+            Rectangle(
+                (x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, lw=1.3, edgecolor=BOX_COLOUR
+            )
+        )
+    points = record.get("points") or []
+    for (x, y), label in zip(points, record.get("labels") or [1] * len(points), strict=True):
+        axes.scatter(
+            x,
+            y,
+            marker="*" if label else "X",
+            s=130 if label else 60,
+            color=POINT_COLOUR,
+            edgecolors="white",
+            linewidths=0.9,
+            zorder=5,
+        )

@@ -1,0 +1,299 @@
+"""The report's figures as SVG: vector, the same bytes for the same numbers, safe for colour-blind.
+
+Text stays text (``svg.fonttype: none``), so figures can be searched and take the page's font.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ultrarefiner.io import atomic_directory, item_seed
+from ultrarefiner.report.tables import (
+    HISTORY_COLUMNS,
+    Method,
+    fixed,
+    list_methods,
+    read_scores,
+    read_table,
+)
+
+log = logging.getLogger(__name__)
+
+# One ink for text and axes: the page replaces it by its own text colour, light or dark.
+INK = "#1b2430"
+_GRID = "#8a94a633"
+_QUIET = "#7a8494"
+# Okabe and Ito's palette (2008), safe for colour-blind readers.
+COLOURS = {"coarse": "#0072b2", "refined": "#cc79a7", "oracle": "#8a94a6"}
+_FOLDS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a8494")
+_LABELS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9")
+_MARKERS = ("o", "^", "s", "D", "v")
+_MANY_POINTS = 2000
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10.0,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "xtick.labelsize": 9.0,
+    "ytick.labelsize": 9.0,
+    "legend.frameon": False,
+    "legend.fontsize": 9.0,
+    "savefig.facecolor": "none",
+    "savefig.dpi": 200,
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
+    ),
+}
+
+
+def plot_scores(
+    scores: str | Path,
+    histories: Sequence[Mapping[str, Any]],
+    reference: str,
+    output: str | Path,
+) -> None:
+    """Draw the figures of a study into the folder ``output``, as SVG.
+
+    For each dataset: ``boxplot_{dataset}.svg`` (Dice of every method), ``scatter_{dataset}.svg``
+    (Dice of the reference against each refined method, where there is one) and
+    ``curves_{dataset}.svg`` (training, where histories are given).
+
+    Args:
+        scores: ``scores.csv``, one row a case and method.
+        histories: A dict for each trained model: ``dataset``, ``model``, ``fold``, ``path`` (CSV
+            with the columns epoch, train_loss, val_dice).
+        reference: The coarse method that refined ones start from.
+        output: The folder; what it held before goes away.
+
+    Raises:
+        UltraRefinerError: A table is absent or damaged, or lacks the reference.
+    """
+    table = read_scores(scores, reference)
+    curves = [{**item, "table": _read_history(item["path"])} for item in histories]
+    with atomic_directory(output) as folder:
+        for dataset in sorted(set(table["dataset"])):
+            rows = table[table["dataset"].eq(dataset)]
+            methods = list_methods(rows, reference)
+            _save(folder / f"boxplot_{dataset}.svg", lambda r=rows, m=methods: draw_boxes(r, m))
+            refined = [method for method in methods if method.kind == "refined"]
+            if refined:
+                _save(
+                    folder / f"scatter_{dataset}.svg",
+                    lambda r=rows, m=refined: draw_scatters(r, m, reference),
+                )
+            mine = [item for item in curves if item["dataset"] == dataset]
+            if mine:
+                _save(folder / f"curves_{dataset}.svg", lambda c=mine: draw_curves(c))
+        log.info("drew %d figures", len(list(folder.iterdir())))
+
+
+def _read_history(path: str | Path) -> pd.DataFrame:
+    return read_table(path, HISTORY_COLUMNS, "train_coarse").sort_values("epoch", ignore_index=True)
+
+
+def _save(path: Path, draw: Any) -> None:
+    # The salt goes into the ids of an SVG: one for each file keeps them apart on one page.
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": path.stem}):
+        figure = draw()
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def draw_boxes(rows: pd.DataFrame, methods: list[Method]) -> Figure:
+    """Return box plots of Dice, a row for each method: quartiles, all cases, the mean as diamond.
+
+    Args:
+        rows: Scores of one dataset.
+        methods: The methods, from top to bottom.
+    """
+    figure = Figure(figsize=(9.0, 0.95 + 0.5 * len(methods)), layout="constrained")
+    axes = figure.add_subplot()
+    many = len(rows) > _MANY_POINTS
+    for position, method in enumerate(methods):
+        mine = rows[rows["method"].eq(method.name)]
+        dice = mine["dice"].to_numpy(float)
+        colour = COLOURS[method.kind]
+        axes.boxplot(
+            dice,
+            positions=[position],
+            orientation="horizontal",
+            widths=0.56,
+            showfliers=False,
+            patch_artist=True,
+            boxprops={
+                "facecolor": f"{colour}30",
+                "edgecolor": colour,
+                "linestyle": "--" if method.oracle else "-",
+            },
+            medianprops={"color": colour, "linewidth": 2.2},
+            whiskerprops={"color": colour},
+            capprops={"color": colour},
+        )
+        # The height of a dot has no meaning; it comes from the case, so it never changes.
+        jitter = [item_seed("jitter", case) / 2**63 - 0.5 for case in mine["case"]]
+        axes.scatter(
+            dice,
+            position + 0.44 * np.array(jitter),
+            s=9,
+            color=colour,
+            alpha=0.55,
+            linewidths=0,
+            zorder=3,
+            rasterized=many,
+        )
+        axes.scatter(
+            dice.mean(),
+            position,
+            marker="D",
+            s=34,
+            color=colour,
+            edgecolors="white",
+            linewidths=0.9,
+            zorder=4,
+        )
+    if any(method.oracle for method in methods):
+        first = next(i for i, method in enumerate(methods) if method.oracle)
+        if first:
+            axes.axhline(first - 0.5, color=_QUIET, linewidth=0.8, linestyle=(0, (2, 3)))
+    axes.set_yticks(range(len(methods)), [method.label for method in methods])
+    axes.set_ylim(len(methods) - 0.4, -0.6)
+    low = float(rows["dice"].min())
+    axes.set_xlim(max(-0.02, math.floor(low * 10.0) / 10.0 - 0.02), 1.01)
+    axes.set_xlabel("Dice (dot: case, diamond: mean, line: median, box: quartiles)")
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    return figure
+
+
+def draw_scatters(rows: pd.DataFrame, methods: list[Method], reference: str) -> Figure:
+    """Return one panel for each method: Dice of the reference (x) against the method's (y).
+
+    Args:
+        rows: Scores of one dataset.
+        methods: Refined methods; cases that a method shares with the reference are drawn.
+        reference: The coarse method.
+    """
+    columns = min(3, len(methods))
+    lines = -(-len(methods) // columns)
+    figure = Figure(figsize=(3.05 * columns + 0.3, 3.45 * lines + 0.35), layout="constrained")
+    before = rows[rows["method"].eq(reference)].set_index("case")
+    labels = sorted({label for label in before["label"] if label})
+    low = float(rows.loc[rows["method"].isin([reference, *(m.name for m in methods)]), "dice"].min())
+    low = max(0.0, math.floor(low * 10.0 - 0.2) / 10.0)
+    many = len(before) > _MANY_POINTS
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    for axes, method in zip(grid.flat, methods, strict=False):
+        after = rows[rows["method"].eq(method.name)].set_index("case")["dice"]
+        pairs = before.join(after.rename("after"), how="inner")
+        axes.fill_between([low, 1.0], [low, 1.0], 1.0, color=COLOURS["refined"], alpha=0.07, lw=0)
+        axes.plot([low, 1.0], [low, 1.0], color=_QUIET, linewidth=1.0, zorder=2)
+        for number, label in enumerate(labels or [""]):
+            mine = pairs[pairs["label"].eq(label)] if label else pairs
+            axes.scatter(
+                mine["dice"],
+                mine["after"],
+                s=18,
+                marker=_MARKERS[number % len(_MARKERS)],
+                color=_LABELS[number % len(_LABELS)],
+                alpha=0.75,
+                linewidths=0,
+                label=label or None,
+                zorder=3,
+                rasterized=many,
+            )
+        better = int(pairs["after"].gt(pairs["dice"]).sum())
+        worse = int(pairs["after"].lt(pairs["dice"]).sum())
+        axes.set_title(method.name)
+        axes.text(0.04, 0.95, f"better: {better}", transform=axes.transAxes, va="top", size=9)
+        axes.text(0.96, 0.05, f"worse: {worse}", transform=axes.transAxes, ha="right", size=9)
+        axes.set(xlim=(low, 1.005), ylim=(low, 1.005), aspect="equal")
+    for axes in grid.flat[len(methods) :]:
+        axes.set_visible(False)
+    figure.supxlabel(f"Dice of {reference}", size=9.5, color=INK)
+    figure.supylabel("Dice after refining", size=9.5, color=INK)
+    if labels:
+        handles, texts = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside upper left", ncols=len(labels))
+    return figure
+
+
+def draw_curves(histories: list[Mapping[str, Any]]) -> Figure:
+    """Return training curves, a row for each model: training loss and validation Dice per fold.
+
+    Args:
+        histories: Dicts with ``model``, ``fold`` and ``table`` (epoch, train_loss, val_dice).
+    """
+    models = sorted({str(item["model"]) for item in histories})
+    figure = Figure(figsize=(9.0, 2.75 * len(models) + 0.25), layout="constrained")
+    grid = figure.subplots(len(models), 2, squeeze=False)
+    for (left, right), model in zip(grid, models, strict=True):
+        mine = [item for item in histories if str(item["model"]) == model]
+        for item in sorted(mine, key=lambda item: int(item["fold"])):
+            table, fold = item["table"], int(item["fold"])
+            colour = _FOLDS[fold % len(_FOLDS)]
+            _line(left, table, "train_loss", colour, f"fold {fold}")
+            _line(right, table, "val_dice", colour, f"fold {fold}")
+            if (best := _best_row(table)) is not None:
+                right.scatter(
+                    table["epoch"][best],
+                    table["val_dice"][best],
+                    marker="*",
+                    s=110,
+                    color=colour,
+                    edgecolors="white",
+                    linewidths=0.8,
+                    zorder=4,
+                )
+        left.set_title(f"{model}: training loss")
+        right.set_title(f"{model}: validation Dice (star: epoch kept)")
+        left.set_xlabel("Epoch")
+        right.set_xlabel("Epoch")
+        left.set_ylim(bottom=0.0)
+        right.legend(loc="lower right", ncols=1 + len(mine) // 4)
+    return figure
+
+
+def _line(axes: Axes, table: pd.DataFrame, column: str, colour: str, label: str) -> None:
+    # Epochs without a validation have no value; the line goes on to the next one.
+    known = table[table[column].notna()]
+    marker = "o" if len(known) < 3 else None
+    axes.plot(known["epoch"], known[column], color=colour, lw=1.6, label=label, marker=marker)
+
+
+def _best_row(table: pd.DataFrame) -> int | None:
+    """Return the row of the epoch that was kept: the last one marked, else the best Dice."""
+    if "best" in table:
+        marks = table["best"].astype(str).str.lower().isin({"true", "1", "1.0"})
+        if marks.any():
+            return int(np.flatnonzero(marks)[-1])
+    known = table["val_dice"].dropna()
+    return None if known.empty else int(known.idxmax())
+
+
+def describe_boxes(rows: pd.DataFrame, methods: list[Method]) -> str:
+    """Return a box plot in words, for readers who cannot see it."""
+    means = [
+        f"{method.label} mean {fixed(rows.loc[rows['method'].eq(method.name), 'dice'].mean())}"
+        for method in methods
+    ]
+    return "Box plots of Dice: " + "; ".join(means) + "."

@@ -1,0 +1,211 @@
+"""The report's result tables: which numbers stand in which cell, ready for the template."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from ultrarefiner.report.tables import Method, fixed, p_value, signed
+
+# Column title, metric, decimals, whether more is better.
+_METRICS = (
+    ("Dice", "dice", 3, True),
+    ("IoU", "iou", 3, True),
+    ("HD95 [px]", "hd95_px", 1, False),
+    ("HD95 [mm]", "hd95_mm", 2, False),
+    ("NSD", "nsd", 3, True),
+)
+_SIZES = ("small", "medium", "large")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell.
+
+    Attributes:
+        text: What is shown.
+        value: The unrounded number, for sorting; NaN for none.
+        note: A second, quieter line.
+        best: Whether it is the best of its column, oracles apart.
+        bar: (low, middle, high) in percent of the bar's width, for an interval drawn as a bar.
+    """
+
+    text: str
+    value: float = math.nan
+    note: str = ""
+    best: bool = False
+    bar: tuple[float, float, float] | None = None
+
+    @property
+    def sort(self) -> str:
+        """The value as an attribute; empty for none."""
+        return repr(self.value) if math.isfinite(self.value) else ""
+
+
+@dataclass
+class Row:
+    """A table row: the method and its cells."""
+
+    method: Method
+    cells: list[Cell]
+    reference: bool = False
+
+
+@dataclass
+class Table:
+    """A table: titles of the columns after the method's, and rows with the oracles apart."""
+
+    columns: list[str]
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def plain(self) -> list[Row]:
+        """Rows of methods that make do without the truth."""
+        return [row for row in self.rows if not row.method.oracle]
+
+    @property
+    def oracles(self) -> list[Row]:
+        """Rows of oracles."""
+        return [row for row in self.rows if row.method.oracle]
+
+
+class Numbers:
+    """Look-up of the summary and the comparisons of one dataset.
+
+    Args:
+        summary: All of ``summary.csv``.
+        comparisons: All of ``comparisons.csv``.
+        dataset: The dataset, or ``pooled`` or ``macro``.
+        reference: The method that differences are against.
+    """
+
+    def __init__(
+        self, summary: pd.DataFrame, comparisons: pd.DataFrame, dataset: str, reference: str
+    ) -> None:
+        rows = summary[summary["dataset"].eq(dataset)]
+        keys = zip(
+            rows["method"], rows["subgroup"], rows["fold"].astype(str), rows["metric"], strict=True
+        )
+        self._summary = dict(zip(keys, rows.to_dict("records"), strict=True))
+        rows = comparisons[
+            comparisons["dataset"].eq(dataset)
+            & comparisons["reference"].eq(reference)
+            & comparisons["metric"].eq("dice")
+        ]
+        self._comparisons = {row["method"]: row for row in rows.to_dict("records")}
+        self.folds = sorted({int(key[2]) for key in self._summary if key[2] != "all"})
+        self.subgroups = sorted({key[1] for key in self._summary if key[1] != "all"}, key=_order)
+
+    def get(
+        self, method: str, metric: str, subgroup: str = "all", fold: str = "all"
+    ) -> dict[str, Any] | None:
+        """Return the summary's row, or None where it has none."""
+        return self._summary.get((method, subgroup, fold, metric))
+
+    def difference(self, method: str) -> dict[str, Any] | None:
+        """Return the comparison of Dice with the reference, or None."""
+        return self._comparisons.get(method)
+
+    def reach(self) -> float:
+        """Return the largest distance from zero of any interval of a difference."""
+        ends = [abs(row[key]) for row in self._comparisons.values() for key in ("ci_low", "ci_high")]
+        return max([end for end in ends if math.isfinite(end)], default=0.0)
+
+
+def _order(subgroup: str) -> tuple[str, int, str]:
+    kind, _, value = subgroup.partition("=")
+    return kind, _SIZES.index(value) if value in _SIZES else len(_SIZES), value
+
+
+def leading_table(numbers: Numbers, methods: list[Method], reference: str) -> Table:
+    """Return the table a reader looks at first: a row for each method, all cases."""
+    shown = [
+        item
+        for item in _METRICS
+        if item[1] != "hd95_mm"
+        or any(math.isfinite(_mean(numbers.get(m.name, "hd95_mm"))) for m in methods)
+    ]
+    best = {}
+    for _, metric, _, rising in shown:
+        means = [_mean(numbers.get(m.name, metric)) for m in methods if not m.oracle]
+        known = [mean for mean in means if math.isfinite(mean)]
+        best[metric] = (max(known) if rising else min(known)) if known else math.nan
+    table = Table(
+        ["n", *(title for title, *_ in shown), "Missed", f"Δ Dice to {reference}", "Holm p"]
+    )
+    reach = numbers.reach()
+    for method in methods:
+        dice = numbers.get(method.name, "dice")
+        if dice is None:
+            continue
+        cells = [Cell(f"{dice['n']:g}", float(dice["n"]))]
+        for _, metric, digits, _ in shown:
+            row = numbers.get(method.name, metric)
+            leads = not method.oracle and _mean(row) == best[metric]
+            cells.append(_mean_cell(row, digits, leads, detailed=metric == "dice"))
+        misses = float(dice["misses"])
+        cells.append(Cell(fixed(misses, 0), misses))
+        cells += _difference_cells(numbers.difference(method.name), reach, method.name == reference)
+        table.rows.append(Row(method, cells, method.name == reference))
+    return table
+
+
+def _mean(row: dict[str, Any] | None) -> float:
+    return math.nan if row is None else float(row["mean"])
+
+
+def _mean_cell(row: dict[str, Any] | None, digits: int, best: bool, detailed: bool) -> Cell:
+    if row is None or not math.isfinite(_mean(row)):
+        return Cell("–")
+    note = f"[{fixed(row['ci_low'], digits)}, {fixed(row['ci_high'], digits)}]"
+    if detailed:
+        note += f" ± {fixed(row['std'], digits)}"
+    return Cell(fixed(row["mean"], digits), _mean(row), note, best)
+
+
+def _difference_cells(row: dict[str, Any] | None, reach: float, reference: bool) -> list[Cell]:
+    if row is None:
+        return [Cell("reference" if reference else "–"), Cell("–")]
+    low, middle, high = (float(row[key]) for key in ("ci_low", "mean_difference", "ci_high"))
+    bar = None
+    if reach > 0.0 and all(map(math.isfinite, (low, middle, high))):
+        # 4 % of room on each side, so that the widest interval does not touch the border.
+        bar = tuple(round(50.0 + 46.0 * value / reach, 2) for value in (low, middle, high))
+    p = float(row["holm_p"])
+    note = f"[{fixed(low)}, {fixed(high)}]"
+    return [Cell(signed(middle), middle, note, bar=bar), Cell(p_value(p), p)]
+
+
+def fold_table(numbers: Numbers, methods: list[Method]) -> Table:
+    """Return mean Dice by fold."""
+    table = Table([f"Fold {fold}" for fold in numbers.folds])
+    for method in methods:
+        rows = [numbers.get(method.name, "dice", fold=str(fold)) for fold in numbers.folds]
+        table.rows.append(Row(method, [_counted_cell(row) for row in rows]))
+    return table
+
+
+def subgroup_table(numbers: Numbers, methods: list[Method]) -> Table:
+    """Return mean Dice by subgroup (class of the lesion, its size)."""
+    table = Table([_subgroup_title(subgroup) for subgroup in numbers.subgroups])
+    for method in methods:
+        rows = [numbers.get(method.name, "dice", subgroup) for subgroup in numbers.subgroups]
+        table.rows.append(Row(method, [_counted_cell(row, interval=True) for row in rows]))
+    return table
+
+
+def _subgroup_title(subgroup: str) -> str:
+    kind, _, value = subgroup.partition("=")
+    return f"{value} lesions" if kind == "size" else value or kind
+
+
+def _counted_cell(row: dict[str, Any] | None, interval: bool = False) -> Cell:
+    if row is None or not math.isfinite(_mean(row)):
+        return Cell("–")
+    note = f"n = {row['n']:g}"
+    if interval and math.isfinite(row["ci_low"]):
+        note = f"[{fixed(row['ci_low'])}, {fixed(row['ci_high'])}] {note}"
+    return Cell(fixed(row["mean"]), _mean(row), note)

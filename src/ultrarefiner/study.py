@@ -1,0 +1,233 @@
+"""A study: the configuration checked against the registries, and the methods it asks for.
+
+This is what the Snakefile works from. It imports no model code, so that planning stays fast.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ultrarefiner.config import CoarseConfig, DatasetConfig, RefinerConfig, StudyConfig, load_config
+from ultrarefiner.datasets import DATASETS
+from ultrarefiner.errors import ConfigError, UltraRefinerError
+from ultrarefiner.models import MODELS
+from ultrarefiner.models.weights import locate_weights, weights_name
+from ultrarefiner.prompts import PROMPTS
+from ultrarefiner.refine import REFINERS, parse_options
+from ultrarefiner.registry import unknown_name
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named folder of masks on the shelf.
+
+    Attributes:
+        name: `transunet`, or `{refiner}-{prompt}`.
+        coarse: The coarse model that it is, or whose masks prompt it.
+        refiner: Name of the refiner row; None for a coarse model.
+        prompt: Name of the prompt mode; None for a coarse model.
+        source: What its prompts are made from: "none", "coarse" or "ground_truth".
+    """
+
+    name: str
+    coarse: str
+    refiner: str | None = None
+    prompt: str | None = None
+    source: str = "none"
+
+    @property
+    def oracle(self) -> bool:
+        """Whether the truth went into it."""
+        return self.source == "ground_truth"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked configuration with its methods."""
+
+    config: StudyConfig
+    methods: dict[str, Method]
+
+    @property
+    def reference(self) -> str:
+        """The coarse model that gives the prompts and that methods are compared with."""
+        return self.config.compare.coarse[0]
+
+    @property
+    def folds(self) -> list[int]:
+        """The folds to run."""
+        return self.config.splits.run_folds
+
+    @property
+    def selection(self) -> str:
+        """What the models are selected on, in the words of the score table."""
+        return "validation" if self.config.splits.protocol == "nested" else "reported fold"
+
+    def layout(self, dataset: str) -> str:
+        """Return the folder layout of a dataset."""
+        return self.config.datasets[dataset].layout or dataset
+
+    def embeddings_of(self, refiner: str) -> str | None:
+        """Return the name under which a refiner's embeddings are shelved; None: it has none."""
+        row = self.config.refiners[refiner]
+        if not REFINERS[row.family].shelves_embeddings or row.weights is None:
+            return None
+        return weights_name(row.weights)
+
+    @property
+    def embedders(self) -> dict[str, RefinerConfig]:
+        """The refiner row that makes the embeddings of each weights name."""
+        rows = {self.embeddings_of(name): row for name, row in self.config.refiners.items()}
+        return {name: row for name, row in rows.items() if name is not None}
+
+    def require_files(self) -> None:
+        """Check that the raw folders and weights that the study needs are there.
+
+        Raises:
+            ConfigError: Something is missing; the message lists it all, with the cure for each.
+        """
+        problems = [
+            *(p for name, row in self.config.datasets.items() for p in _missing_root(name, row)),
+            *(p for name in self.config.compare.coarse for p in self._missing_pretrained(name)),
+            *(p for name in self.config.compare.refine for p in self._missing_weights(name)),
+        ]
+        if problems:
+            raise ConfigError("\n  - ".join(["the study cannot start:", *problems]))
+
+    def _missing_pretrained(self, name: str) -> Iterator[str]:
+        row = self.config.coarse[name]
+        if row.init != "random" and not Path(row.pretrained).is_file():
+            yield (
+                f"coarse.{name}.pretrained: {_why_missing('r50_vit_b_16', row.pretrained)} "
+                "Or set `init: random` to train from scratch."
+            )
+
+    def _missing_weights(self, name: str) -> Iterator[str]:
+        weights = self.config.refiners[name].weights
+        if weights is not None:
+            try:
+                locate_weights(weights)
+            except UltraRefinerError as error:
+                yield f"refiners.{name}.weights: {error}"
+
+
+def _why_missing(weights: str, target: str) -> str:
+    from ultrarefiner.models.weights import WEIGHTS
+
+    return f"{target} is not there. Download {WEIGHTS[weights].url} to {target}."
+
+
+def _missing_root(name: str, row: DatasetConfig) -> Iterator[str]:
+    if row.root is not None and not Path(row.root).is_dir():
+        source = DATASETS[row.layout or name].source
+        yield (
+            f"datasets.{name}.root: there is no folder {row.root}. "
+            f"Get the dataset ({source}) and unpack it there, or correct the path."
+        )
+
+
+def folder_listing(root: str | None) -> str:
+    """Return a digest of a raw folder: the names and sizes of its files, not their times.
+
+    A job that carries it in its params runs again when files are added, removed or replaced.
+    """
+    from ultrarefiner.io import json_sha256
+
+    if root is None or not Path(root).is_dir():
+        return "absent"
+    entries = [
+        (os.path.relpath(os.path.join(folder, name), root), os.stat(os.path.join(folder, name)).st_size)
+        for folder, _, names in os.walk(root)
+        for name in names
+    ]
+    return json_sha256(sorted(entries))[:16]
+
+
+def _check_names(config: StudyConfig) -> Iterator[str]:
+    for name, row in config.datasets.items():
+        layout = row.layout or name
+        key = f"datasets.{name}" + (".layout" if row.layout else "")
+        if layout not in DATASETS:
+            hint = "" if row.layout else " A dataset of another name needs `layout:`."
+            yield f"{key}: {unknown_name('dataset layout', layout, DATASETS)}{hint}"
+        elif row.folds == "published" and not DATASETS[layout].publishes_folds:
+            yield f"datasets.{name}.folds: {layout} publishes no folds; use `folds: made`"
+    for name in config.compare.coarse:
+        if name not in config.coarse:
+            yield f"compare.coarse: {unknown_name('coarse model', name, config.coarse)}"
+    for refiner, prompts in config.compare.refine.items():
+        if refiner not in config.refiners:
+            yield f"compare.refine: {unknown_name('refiner', refiner, config.refiners)}"
+        for prompt in prompts:
+            if prompt not in config.prompts:
+                yield (
+                    f"compare.refine.{refiner}: {unknown_name('prompt mode', prompt, config.prompts)}"
+                )
+
+
+def _check_coarse(name: str, row: CoarseConfig) -> Iterator[str]:
+    if row.model not in MODELS:
+        yield f"coarse.{name}.model: {unknown_name('model', row.model, MODELS)}"
+    elif row.init == "imagenet21k" and not MODELS[row.model].imagenet21k:
+        yield f"coarse.{name}.init: {row.model} has no ImageNet weights; use `init: random`"
+
+
+def _check_refiner(name: str, row: RefinerConfig) -> Iterator[str]:
+    try:
+        parse_options(row.family, row.options)
+    except ConfigError as error:
+        yield f"refiners.{name}: {error}"
+        return
+    family = REFINERS[row.family]
+    if family.needs_weights and row.weights is None:
+        yield f"refiners.{name}.weights: missing; family {row.family} needs a file or a known name"
+    if not family.needs_weights and row.weights is not None:
+        yield f"refiners.{name}.weights: family {row.family} takes none; remove the key"
+
+
+def _check_prompt_fits(config: StudyConfig) -> Iterator[str]:
+    for refiner, prompts in config.compare.refine.items():
+        row = config.refiners.get(refiner)
+        if row is None or row.family not in REFINERS:
+            continue
+        reason = REFINERS[row.family].needs_mask
+        for prompt in prompts:
+            kind = config.prompts[prompt].kind if prompt in config.prompts else "mask"
+            if reason and "mask" not in PROMPTS[kind].parts:
+                yield f"compare.refine.{refiner}: prompt '{prompt}' is of kind '{kind}': {reason}"
+
+
+def _methods(config: StudyConfig) -> Iterator[Method]:
+    reference = config.compare.coarse[0]
+    for name in dict.fromkeys(config.compare.coarse):
+        yield Method(name, coarse=name)
+    for refiner, prompts in config.compare.refine.items():
+        for prompt in dict.fromkeys(prompts):
+            source = config.prompts[prompt].source
+            yield Method(f"{refiner}-{prompt}", reference, refiner, prompt, source)
+
+
+def load_study(values: Mapping[str, Any]) -> Study:
+    """Check a configuration against the registries and list its methods.
+
+    Args:
+        values: The YAML file as nested dicts.
+
+    Raises:
+        ConfigError: An unknown key or name, a bad value, or a combination that cannot work; the
+            message lists them all.
+    """
+    config = load_config(values)
+    problems = [
+        *_check_names(config),
+        *(p for name, row in config.coarse.items() for p in _check_coarse(name, row)),
+        *(p for name, row in config.refiners.items() for p in _check_refiner(name, row)),
+        *_check_prompt_fits(config),
+    ]
+    if problems:
+        raise ConfigError("\n  - ".join(["the configuration has errors:", *problems]))
+    return Study(config, {method.name: method for method in _methods(config)})

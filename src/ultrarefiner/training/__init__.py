@@ -1,0 +1,1 @@
+"""Training: one engine for every phase, checkpoints that say what made them, resume after a kill."""

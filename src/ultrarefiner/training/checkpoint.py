@@ -1,0 +1,193 @@
+"""Checkpoints: a weights file, and a card that says what made it and what it has seen."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning_fabric
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ultrarefiner import __version__
+from ultrarefiner.errors import LeakError, UltraRefinerError, WeightsError
+from ultrarefiner.io import atomic_path, file_sha256, read_json, write_json
+from ultrarefiner.models import MODELS, build_model
+
+FORMAT = 1
+_KEYS = (
+    "format",
+    "architecture",
+    "phase",
+    "name",
+    "dataset",
+    "fold",
+    "protocol",
+    "config",
+    "metrics",
+    "selection",
+    "trained_on",
+    "selected_on",
+    "parents",
+    "weights_sha256",
+    "licence",
+    "versions",
+    "fingerprint",
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the software whose numbers end up in a checkpoint."""
+    return {
+        "ultrarefiner": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning_fabric": lightning_fabric.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def save_weights(path: str | Path, state: dict[str, torch.Tensor]) -> None:
+    """Write a state dict as safetensors, atomically; tensors that share memory are written apart."""
+    whole = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    with atomic_path(path) as temporary:
+        save_file(whole, temporary)
+
+
+def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a state dict from a safetensors file, to the CPU.
+
+    Raises:
+        WeightsError: The file is absent or damaged.
+    """
+    try:
+        return load_file(path, device="cpu")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise WeightsError(
+            f"cannot read the weights {path}: {error}. Delete the file and train the model again."
+        ) from error
+
+
+def write_card(path: str | Path, card: dict[str, Any]) -> None:
+    """Write a checkpoint's card.
+
+    Args:
+        path: Where to, usually ``card.json`` beside the weights.
+        card: Every key of the format but ``format`` itself.
+
+    Raises:
+        ValueError: A key is missing or unknown.
+    """
+    card = {"format": FORMAT, **card}
+    if set(card) != set(_KEYS):
+        raise ValueError(f"the card differs from its format in {sorted(set(card) ^ set(_KEYS))}")
+    write_json(path, {key: card[key] for key in _KEYS})
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint's card.
+
+    Raises:
+        WeightsError: The card is absent, damaged, or of another format.
+    """
+    cure = "Train the model again with this version."
+    try:
+        card = read_json(path)
+    except UltraRefinerError as error:
+        raise WeightsError(f"the model has no usable card: {error}") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise WeightsError(f"{path} is not a model card of format {FORMAT}. {cure}")
+    missing = [key for key in _KEYS if key not in card]
+    if missing:
+        raise WeightsError(f"the model card {path} lacks {', '.join(missing)}. {cure}")
+    return card
+
+
+def _load_strictly(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    problems = [f"missing: {key}" for key in sorted(own.keys() - found.keys())]
+    problems += [f"not of this model: {key}" for key in sorted(found.keys() - own.keys())]
+    problems += [
+        f"{key}: shape {found[key]}, the model has {own[key]}"
+        for key in sorted(own.keys() & found.keys())
+        if own[key] != found[key]
+    ]
+    if problems:
+        rest = f"\n  - and {len(problems) - 10} more" if len(problems) > 10 else ""
+        lines = "\n  - ".join([f"{path} does not fit the model of its card:", *problems[:10]])
+        raise WeightsError(f"{lines}{rest}\nTrain the model again, or restore the right file.")
+    model.load_state_dict(state)
+
+
+def load_model(model_path: str | Path, card_path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the model of a card and load its weights, every one of them.
+
+    Args:
+        model_path: ``model.safetensors``.
+        card_path: ``card.json``.
+
+    Returns:
+        The model on the CPU in eval mode, and its card.
+
+    Raises:
+        WeightsError: A file is absent or damaged, the weights are not those of the card, or they
+            do not fit the card's architecture.
+    """
+    card = read_card(card_path)
+    if not Path(model_path).is_file():
+        raise WeightsError(f"there are no weights at {model_path}. Train the model first.")
+    digest = file_sha256(model_path)
+    if digest != card["weights_sha256"]:
+        raise WeightsError(
+            f"{model_path} is not the file that {card_path} describes: its sha256 is "
+            f"{digest[:12]}..., the card says {card['weights_sha256'][:12]}.... Put the two files of "
+            "one training together, or delete both and train the model again."
+        )
+    architecture = card["architecture"]
+    if architecture["model"] not in MODELS:
+        raise WeightsError(
+            f"{card_path} describes a model '{architecture['model']}' that this version does not "
+            f"have (it has {', '.join(sorted(MODELS))}). Train the model again."
+        )
+    model = build_model(
+        architecture["model"], architecture["image_size"], architecture["num_classes"]
+    )
+    _load_strictly(model, load_weights(model_path), model_path)
+    return model.eval(), card
+
+
+def _some(cases: list[str]) -> str:
+    rest = f" and {len(cases) - 10} more" if len(cases) > 10 else ""
+    return ", ".join(cases[:10]) + rest
+
+
+def check_leak(card: dict[str, Any], test_cases: Iterable[str], allow_selected: bool) -> None:
+    """Refuse to apply a model to cases that it has seen.
+
+    Args:
+        card: Card of the model.
+        test_cases: Case ids that the model is about to be scored on.
+        allow_selected: Whether the model may have been selected on them: only under the protocol
+            ``seed``, whose results are labelled "selected on the reported fold".
+
+    Raises:
+        LeakError: The model was trained, or selected, on some of the cases; it names the first ten.
+    """
+    test = set(test_cases)
+    seen = {"trained": sorted(test & set(card["trained_on"]))}
+    if not allow_selected:
+        seen["selected"] = sorted(test & set(card["selected_on"]))
+    model = f"the model {card['dataset']}/{card['name']} of fold {card['fold']}"
+    for how, cases in seen.items():
+        if cases:
+            raise LeakError(
+                f"{model} was {how} on {len(cases)} of the {len(test)} cases that it is to be "
+                f"scored on: {_some(cases)}. Use the model of the fold whose test cases these are, "
+                "or train it again with the present splits.csv."
+            )

@@ -1,0 +1,391 @@
+"""The training engine: one loop for every phase, resumable to the bit on a CPU.
+
+What is trained is a ``Task``; how, an ``EngineSettings``. Devices, mixed precision and gradient
+scaling are lightning-fabric's.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
+from torch import nn
+from tqdm import tqdm
+
+from ultrarefiner.errors import ConfigError, UltraRefinerError
+from ultrarefiner.io import item_seed, write_rows
+from ultrarefiner.runtime import choose_device, seed_everything
+from ultrarefiner.training import console
+from ultrarefiner.training.resume import ResumeFolder
+
+log = logging.getLogger(__name__)
+
+Check = Callable[[], None]
+
+
+class Task(Protocol):
+    """What is trained: a model, batches, a loss, a validation.
+
+    Attributes:
+        model: The model; parameters that do not require a gradient are frozen.
+    """
+
+    model: nn.Module
+
+    def batch_sizes(self, epoch: int) -> list[int]:
+        """Return the number of samples of each batch of an epoch, which counts from 0."""
+
+    def batches(self, epoch: int) -> Iterable[Any]:
+        """Return the batches of an epoch; they depend on the epoch and on nothing drawn before."""
+
+    def losses(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of each sample, (B,), and what to observe of each, (B, M) integers."""
+
+    def measure(self, observed: torch.Tensor) -> dict[str, float]:
+        """Return means over an epoch's (N, M) observations, for the history."""
+
+    def validate(self, check: Check) -> dict[str, float]:
+        """Return the validation metrics of the model; call ``check`` between batches."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How to train; the fields of the same name in ``CoarseConfig`` say what each means.
+
+    Attributes:
+        selection: The validation metric whose highest value chooses the model; of equal ones the
+            earliest epoch wins.
+        tensorboard: Folder for TensorBoard events; ``None``: none are written.
+    """
+
+    epochs: int
+    lr: float
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    power: float = 0.9
+    grad_clip: float | None = None
+    accumulate: int = 1
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    validate_every: int = 1
+    seed: int = 42
+    device: str = "auto"
+    selection: str = "dice"
+    tensorboard: Path | None = None
+
+
+@dataclass
+class FitResult:
+    """What a training came to; also its progress while it runs.
+
+    Attributes:
+        rows: The history, one row an epoch.
+        best_epoch: Epoch of the chosen model, from 1.
+        metrics: Validation metrics of that epoch.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def poly_lr(base: float, step: int, steps: int, power: float) -> float:
+    """Return the learning rate of optimizer step ``step``: base * (1 - step / steps) ** power.
+
+    Args:
+        base: Rate of the first step.
+        step: Number of steps already taken.
+        steps: Steps of the whole training.
+        power: Exponent; 0 keeps the rate constant.
+    """
+    return base * (1 - step / steps) ** power
+
+
+def set_train_mode(model: nn.Module) -> None:
+    """Put a model in train mode, but its frozen parts in eval mode.
+
+    A part is frozen when it has parameters and none requires a gradient. Its dropout must not drop
+    and its BatchNorm statistics must not drift, which ``requires_grad`` alone does not prevent.
+    """
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def make_optimizer(model: nn.Module, settings: EngineSettings) -> torch.optim.Optimizer:
+    """Return the optimizer of the parameters that require a gradient.
+
+    Raises:
+        UltraRefinerError: No parameter does.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise UltraRefinerError("every parameter of the model is frozen; unfreeze a part to train")
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+
+def make_fabric(settings: EngineSettings) -> Fabric:
+    """Return lightning-fabric on the one device of the settings.
+
+    Raises:
+        ConfigError: The device is not on this machine.
+    """
+    device = choose_device(settings.device)
+    devices: Any = 1 if device.index is None else [device.index]
+    # A Slurm job is one process here; without this, fabric takes srun's variables as orders.
+    plugins = [LightningEnvironment()]
+    return Fabric(
+        accelerator=device.type, devices=devices, precision=settings.precision, plugins=plugins
+    )
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[Check]:
+    """Turn SIGTERM into a clean stop: the check that is given raises once the signal has come.
+
+    Outside the main thread, where Python takes no signals, the check does nothing.
+
+    Raises:
+        SystemExit: Status 143, from the check.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    asked = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+    def check() -> None:
+        if asked.is_set():
+            log.warning(
+                "stopped by SIGTERM; the last finished epoch is saved, run again to go on from it"
+            )
+            raise SystemExit(128 + signal.SIGTERM)
+
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+
+
+def _groups(sizes: list[int], accumulate: int) -> list[tuple[int, bool]]:
+    """Return for each batch the samples of its optimizer step, and whether it ends the step."""
+    groups = []
+    for start in range(0, len(sizes), accumulate):
+        members = sizes[start : start + accumulate]
+        groups += [(sum(members), i == len(members) - 1) for i in range(len(members))]
+    return groups
+
+
+def _rng_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _open_events(folder: Path | None, done: int) -> Any:
+    if folder is None:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "tensorboard: true needs the package tensorboard, which is not installed; install "
+            "'ultrarefiner[tensorboard]' or set tensorboard: false"
+        ) from None
+    return SummaryWriter(str(folder), purge_step=done + 1)
+
+
+def _add_scalars(events: Any, row: dict[str, Any]) -> None:
+    for name, value in row.items():
+        if name != "epoch":
+            events.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+    events.flush()
+
+
+def _write_history(path: Path, rows: list[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns.sort(key=lambda name: name == "seconds")
+    write_rows(path, columns, rows)
+
+
+class _Run:
+    """One call of ``fit``: the model, the optimizer and where they are in the schedule."""
+
+    def __init__(self, task: Task, settings: EngineSettings, resume: ResumeFolder) -> None:
+        self.task, self.settings, self.resume = task, settings, resume
+        self.fabric = make_fabric(settings)
+        self.model, self.optimizer = self.fabric.setup(
+            task.model, make_optimizer(task.model, settings)
+        )
+        self.steps = sum(
+            math.ceil(len(task.batch_sizes(epoch)) / settings.accumulate)
+            for epoch in range(settings.epochs)
+        )
+        self.step = 0
+        self.result = FitResult()
+        saved = resume.load()
+        if saved is not None:
+            self._restore(saved)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.task.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(saved["precision"])
+        _set_rng_state(saved["rng"])
+        self.step = saved["step"]
+        self.result = FitResult(saved["rows"], saved["best_epoch"], saved["metrics"])
+        log.info("resuming after epoch %d of %d", len(saved["rows"]), self.settings.epochs)
+
+    def save(self) -> None:
+        """Save everything that the next epoch starts from."""
+        state = {
+            "model": self.task.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "rng": _rng_state(),
+            "step": self.step,
+            "rows": self.result.rows,
+            "best_epoch": self.result.best_epoch,
+            "metrics": self.result.metrics,
+        }
+        self.resume.save(state, self.result.best_epoch)
+
+    def train_epoch(self, epoch: int, check: Check) -> dict[str, Any]:
+        """Train one epoch and return its row of the history, without validation."""
+        settings, started = self.settings, time.perf_counter()
+        # Seeded anew, so that an epoch's dropout does not depend on how training got here.
+        seed_everything(item_seed(settings.seed, "epoch", epoch))
+        set_train_mode(self.task.model)
+        groups = _groups(self.task.batch_sizes(epoch), settings.accumulate)
+        rate = poly_lr(settings.lr, self.step, self.steps, settings.power)
+        losses, observed = [], []
+        title = f"epoch {epoch + 1}/{settings.epochs}"
+        with tqdm(total=len(groups), desc=title, disable=None, leave=False) as bar:
+            for batch, (samples, ends_step) in zip(self.task.batches(epoch), groups, strict=True):
+                check()
+                loss, seen = self.task.losses(self.model, self.fabric.to_device(batch))
+                # The mean over the samples of the step, however they are spread over its batches.
+                self.fabric.backward(loss.sum() / samples)
+                losses.append(loss.detach())
+                observed.append(seen)
+                if ends_step:
+                    self._take_step()
+                bar.update()
+        loss = float(torch.cat(losses).mean())
+        if not math.isfinite(loss):
+            raise UltraRefinerError(
+                f"the training loss is {loss} in epoch {epoch + 1}; lower `lr`, set `grad_clip`, or "
+                "use `precision: 32-true`"
+            )
+        measured = self.task.measure(torch.cat(observed).cpu())
+        row: dict[str, Any] = {"epoch": epoch + 1, "train_loss": loss}
+        row |= {f"train_{name}": value for name, value in measured.items()}
+        return row | {"lr": rate, "seconds": time.perf_counter() - started}
+
+    def _take_step(self) -> None:
+        settings = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = poly_lr(settings.lr, self.step, self.steps, settings.power)
+        if settings.grad_clip is not None:
+            # With a gradient scaler an infinite gradient is normal: the scaler skips the step.
+            self.fabric.clip_gradients(
+                self.model,
+                self.optimizer,
+                max_norm=settings.grad_clip,
+                error_if_nonfinite=False,
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+
+    def validate(self, row: dict[str, Any], check: Check) -> dict[str, float]:
+        """Validate, add the metrics to the row, and keep the model if it is the best."""
+        started = time.perf_counter()
+        self.task.model.eval()
+        metrics = self.task.validate(check)
+        row |= {f"val_{name}": value for name, value in metrics.items()}
+        row["seconds"] += time.perf_counter() - started
+        chosen, result = self.settings.selection, self.result
+        if not result.metrics or metrics[chosen] > result.metrics[chosen]:
+            result.best_epoch, result.metrics = row["epoch"], metrics
+            self.resume.save_best(row["epoch"], self.task.model.state_dict())
+        return metrics
+
+
+def fit(
+    task: Task, settings: EngineSettings, resume: ResumeFolder, history: str | Path
+) -> FitResult:
+    """Train a task's model, from the last finished epoch if ``resume`` holds one.
+
+    On return the model has the weights of the best epoch, in eval mode; the resume folder still
+    holds the state, to be cleared once the model is safely written.
+
+    Args:
+        task: What to train.
+        settings: How.
+        resume: Folder of the state between runs.
+        history: CSV to rewrite after each epoch: epoch, train_*, lr, val_*, seconds.
+
+    Raises:
+        UltraRefinerError: The loss is not finite, or nothing can be trained.
+        SystemExit: SIGTERM came (status 143); the last finished epoch is saved.
+    """
+    run = _Run(task, settings, resume)
+    result, history = run.result, Path(history)
+    events = _open_events(settings.tensorboard, len(result.rows))
+    with stop_on_sigterm() as check:
+        for epoch in range(len(result.rows), settings.epochs):
+            row = run.train_epoch(epoch, check)
+            last = epoch + 1 == settings.epochs
+            metrics = None
+            if last or (epoch + 1) % settings.validate_every == 0:
+                metrics = run.validate(row, check)
+            result.rows.append(row)
+            run.save()
+            _write_history(history, result.rows)
+            _tell(row, metrics, result, settings)
+            if events is not None:
+                _add_scalars(events, row)
+    if events is not None:
+        events.close()
+    _write_history(history, result.rows)
+    task.model.load_state_dict(resume.load_best(result.best_epoch))
+    task.model.eval()
+    return result
+
+
+def _tell(
+    row: dict[str, Any],
+    metrics: dict[str, float] | None,
+    result: FitResult,
+    settings: EngineSettings,
+) -> None:
+    log.info("%s", console.epoch_line(row, settings.epochs))
+    if metrics is not None:
+        best, is_best = result.metrics[settings.selection], result.best_epoch == row["epoch"]
+        table = console.validation_table(
+            metrics, settings.selection, best, result.best_epoch, is_best
+        )
+        log.info("%s", table)

@@ -1,0 +1,170 @@
+"""The resume folder: what a killed training needs to go on, and the proof that it may.
+
+Snakemake deletes a job's declared outputs before it runs again, so the state of a training lies
+beside them, undeclared. It counts only if the fingerprint of everything that decides the numbers
+is the same; otherwise training starts over and says what changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ultrarefiner import __version__
+from ultrarefiner.errors import UltraRefinerError
+from ultrarefiner.io import atomic_path, json_sha256, read_json, write_json
+from ultrarefiner.training.checkpoint import load_weights, save_weights
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 5
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, part in value.items():
+        flat |= _flatten(part, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _list_change(old: list[Any], new: list[Any]) -> str:
+    parts = []
+    for word, items in (
+        ("added", [item for item in new if item not in old]),
+        ("removed", [item for item in old if item not in new]),
+    ):
+        if items:
+            shown = ", ".join(map(str, items[:_SHOWN])) + (", ..." if len(items) > _SHOWN else "")
+            parts.append(f"{len(items)} {word} ({shown})")
+    return "; ".join(parts) or "the order changed"
+
+
+def _value(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}..." if len(text) == 64 else text
+
+
+def explain_changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Say in one line how two fingerprints' parts differ, at most a few differences.
+
+    Args:
+        old: Nested dicts of values and lists, as they were.
+        new: The same, as they are now.
+
+    Returns:
+        For example "config.lr was 0.01, is now 0.02"; empty when nothing differs.
+    """
+    before, after = _flatten(old), _flatten(new)
+    changes = []
+    for key in [*before, *(key for key in after if key not in before)]:
+        if key not in after:
+            changes.append(f"{key} is gone (was {_value(before[key])})")
+        elif key not in before:
+            changes.append(f"{key} is new ({_value(after[key])})")
+        elif isinstance(before[key], list) and isinstance(after[key], list):
+            if before[key] != after[key]:
+                changes.append(f"{key}: {_list_change(before[key], after[key])}")
+        elif before[key] != after[key]:
+            changes.append(f"{key} was {_value(before[key])}, is now {_value(after[key])}")
+    rest = f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+    return "; ".join(changes[:_SHOWN]) + rest
+
+
+class ResumeFolder:
+    """State of a training, valid for one fingerprint.
+
+    Args:
+        folder: The folder; made when it is absent.
+        parts: Everything that decides the numbers, readable: ``{"config": {...}, "splits": {...},
+            "cases": {...}, "parents": {...}}``. JSON values only.
+
+    Attributes:
+        fingerprint: SHA-256 of ``parts``.
+    """
+
+    def __init__(self, folder: str | Path, parts: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.fingerprint = json_sha256(parts)
+        self._state = self.folder / "state.pt"
+        self._record = self.folder / "fingerprint.json"
+        self._keep_or_clear(parts)
+
+    def _keep_or_clear(self, parts: dict[str, Any]) -> None:
+        if self._record.is_file():
+            old = read_json(self._record)
+            if old["fingerprint"] == self.fingerprint:
+                return
+            log.warning("training starts over: %s", explain_changes(old["parts"], parts))
+        elif self._state.is_file():
+            log.warning("training starts over: %s is missing", self._record)
+        # The old state goes first: a kill in between must not leave it under the new fingerprint.
+        self.clear()
+        write_json(
+            self._record,
+            {"format": 1, "version": __version__, "fingerprint": self.fingerprint, "parts": parts},
+        )
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the state of the last finished epoch, on the CPU; ``None`` when there is none.
+
+        Raises:
+            UltraRefinerError: The state cannot be read.
+        """
+        if not self._state.is_file():
+            return None
+        try:
+            state = torch.load(self._state, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise UltraRefinerError(
+                f"cannot read {self._state}: {error}. Delete the folder {self.folder} to train from "
+                "the start."
+            ) from error
+        return state if state["fingerprint"] == self.fingerprint else None
+
+    def save(self, state: dict[str, Any], best_epoch: int | None) -> None:
+        """Write the state of an epoch, then drop best models that it does not name.
+
+        Args:
+            state: Tensors, numbers, strings, and lists and dicts of them.
+            best_epoch: Epoch of the best model so far.
+        """
+        with atomic_path(self._state) as temporary:
+            torch.save({**state, "fingerprint": self.fingerprint}, temporary)
+        kept = None if best_epoch is None else self._best(best_epoch)
+        for path in self.folder.glob("best-*.safetensors"):
+            if path != kept:
+                path.unlink()
+
+    def _best(self, epoch: int) -> Path:
+        # The epoch is in the name, so that a model saved just before a kill cannot be taken for
+        # the one that the saved state speaks of.
+        return self.folder / f"best-{epoch:05d}.safetensors"
+
+    def save_best(self, epoch: int, model: dict[str, torch.Tensor]) -> None:
+        """Write the best model so far; it counts once ``save`` names its epoch."""
+        save_weights(self._best(epoch), model)
+
+    def load_best(self, epoch: int) -> dict[str, torch.Tensor]:
+        """Read the best model.
+
+        Raises:
+            WeightsError: The file is absent or damaged.
+        """
+        return load_weights(self._best(epoch))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no state to go on from."""
+        return not self._state.is_file()
+
+    def clear(self) -> None:
+        """Remove the state; the fingerprint stays, so that a later run can say what changed."""
+        if self.folder.is_dir():
+            for path in [self._state, *self.folder.glob("best-*"), *self.folder.glob(".partial-*")]:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Numbers produced by the upstream models, with weights that follow a formula."""

@@ -1,0 +1,60 @@
+"""A tiny SAM in the official checkpoint layout, so that SAM code runs for real within a second."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from golden.formula import fill_with_formula
+from safetensors.torch import save_file
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+
+
+def tiny_sam(
+    seed: int = 0, depth: int = 2, global_blocks: tuple[int, ...] = (1,), side: int = 1024
+) -> Sam:
+    """Return a SAM with a 48-wide encoder and full-size prompt encoder and mask decoder."""
+    grid = side // 16
+    sam = Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=side,
+            embed_dim=48,
+            depth=depth,
+            num_heads=2,
+            out_chans=256,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=14,
+            global_attn_indexes=global_blocks,
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=256,
+            image_embedding_size=(grid, grid),
+            input_image_size=(side, side),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            transformer_dim=256,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
+        ),
+    )
+    return fill_with_formula(sam, seed).eval()
+
+
+def write_tiny_sam(path: str | Path, seed: int = 0) -> Path:
+    """Write the tiny SAM (1024 input, weights by formula) as .pth or .safetensors; return the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = tiny_sam(seed).state_dict()
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path

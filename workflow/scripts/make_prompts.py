@@ -1,0 +1,15 @@
+"""Turn the masks of a fold into prompts."""
+
+from ultrarefiner.config import PromptConfig
+from ultrarefiner.jobs import job
+from ultrarefiner.prompts.records import make_prompts
+
+with job(snakemake):
+    make_prompts(
+        prompt=PromptConfig(**snakemake.params.prompt),
+        name=snakemake.wildcards.prompt,
+        splits=snakemake.input.splits,
+        fold=int(snakemake.wildcards.fold),
+        masks=snakemake.input.masks,
+        output=snakemake.output.prompts,
+    )

@@ -1,0 +1,17 @@
+"""Refine the masks of a fold with one refiner and one prompt mode."""
+
+from ultrarefiner.jobs import job
+from ultrarefiner.refine.jobs import refine_masks
+
+with job(snakemake):
+    refine_masks(
+        family=snakemake.params.family,
+        weights=snakemake.params.weights,
+        options=snakemake.params.options,
+        prompts=snakemake.input.prompts,
+        images=snakemake.input.images,
+        soft_masks=snakemake.input.soft_masks,
+        embeddings=snakemake.input.get("embeddings") or None,
+        output=snakemake.output.masks,
+        device=snakemake.params.device,
+    )

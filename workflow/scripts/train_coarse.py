@@ -1,0 +1,24 @@
+"""Train one coarse model on one fold."""
+
+from pathlib import Path
+
+from ultrarefiner.config import CoarseConfig
+from ultrarefiner.jobs import job
+from ultrarefiner.training.coarse import train_coarse
+
+with job(snakemake):
+    train_coarse(
+        config=CoarseConfig(
+            **snakemake.params.training,
+            threads=snakemake.threads,
+            workers=snakemake.resources.workers,
+        ),
+        name=snakemake.wildcards.coarse,
+        dataset=snakemake.wildcards.dataset,
+        prepared=Path(snakemake.input.cases).parent,
+        splits=snakemake.input.splits,
+        fold=int(snakemake.wildcards.fold),
+        protocol=snakemake.params.protocol,
+        device=snakemake.params.device,
+        **dict(snakemake.output.items()),
+    )

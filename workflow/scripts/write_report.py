@@ -1,0 +1,20 @@
+"""Write the report: one file that opens offline."""
+
+from ultrarefiner.jobs import job
+from ultrarefiner.provenance import run_provenance
+from ultrarefiner.report.page import write_report
+
+with job(snakemake):
+    write_report(
+        scores=snakemake.input.scores,
+        summary=snakemake.input.summary,
+        comparisons=snakemake.input.comparisons,
+        figures=snakemake.input.figures,
+        overlays=snakemake.input.overlays,
+        checks=list(snakemake.input.checks),
+        cards=list(snakemake.input.cards),
+        title=snakemake.params.title,
+        reference=snakemake.params.reference,
+        provenance={**run_provenance(), "config": snakemake.params.study},
+        output=snakemake.output.page,
+    )
