@@ -10,6 +10,10 @@ if not workflow.config_settings.configfiles:
     configfile: "config/config.yaml"
 
 
+# Used only with `--software-deployment-method apptainer`; envs/README.md says how to build it.
+container: "resources/containers/ultrarefiner.sif"
+
+
 include: "rules/common.smk"
 include: "rules/prepare.smk"
 include: "rules/coarse.smk"

@@ -34,7 +34,9 @@ rule predict_coarse:
         splits="results/{run}/{dataset}/splits.csv",
     output:
         masks=directory("results/{run}/{dataset}/masks/{coarse}/fold{fold}"),
-        probabilities=directory("results/{run}/{dataset}/probabilities/{coarse}/fold{fold}"),
+        probabilities=directory(
+            "results/{run}/{dataset}/probabilities/{coarse}/fold{fold}"
+        ),
     log:
         "results/{run}/logs/predict_coarse/{dataset}_{coarse}_fold{fold}.log",
     benchmark:

@@ -83,13 +83,20 @@ def embeddings_input(wildcards):
 def run_files(pattern, methods):
     """Return one path for each dataset, method and fold of the study."""
     return expand(
-        pattern, run=RUN, dataset=list(CFG.datasets), method=methods, coarse=methods, fold=STUDY.folds
+        pattern,
+        run=RUN,
+        dataset=list(CFG.datasets),
+        method=methods,
+        coarse=methods,
+        fold=STUDY.folds,
     )
 
 
 def score_tables(wildcards):
     """Return every score table of the study."""
-    return run_files("results/{run}/{dataset}/scores/{method}/fold{fold}.csv", list(STUDY.methods))
+    return run_files(
+        "results/{run}/{dataset}/scores/{method}/fold{fold}.csv", list(STUDY.methods)
+    )
 
 
 def overlay_entries(wildcards):
@@ -99,7 +106,9 @@ def overlay_entries(wildcards):
         base = f"results/{wildcards.run}/{dataset}"
         for method in STUDY.methods.values():
             for fold in STUDY.folds:
-                prompts = f"{base}/prompts/{method.coarse}/{method.prompt}/fold{fold}.json"
+                prompts = (
+                    f"{base}/prompts/{method.coarse}/{method.prompt}/fold{fold}.json"
+                )
                 entries.append(
                     {
                         "dataset": dataset,
@@ -127,7 +136,9 @@ def model_files(name):
     """Return a function that lists one file of every trained model."""
 
     def files(wildcards):
-        return run_files("results/{run}/{dataset}/models/{coarse}/fold{fold}/" + name, COARSE)
+        return run_files(
+            "results/{run}/{dataset}/models/{coarse}/fold{fold}/" + name, COARSE
+        )
 
     return files
 

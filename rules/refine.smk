@@ -56,7 +56,9 @@ rule refine_masks:
     params:
         family=lambda wildcards: CFG.refiners[wildcards.refiner].family,
         weights=lambda wildcards: CFG.refiners[wildcards.refiner].weights,
-        options=lambda wildcards: dict(sorted(CFG.refiners[wildcards.refiner].options.items())),
+        options=lambda wildcards: dict(
+            sorted(CFG.refiners[wildcards.refiner].options.items())
+        ),
         device=CFG.device,
     message:
         "Refine {wildcards.dataset}, fold {wildcards.fold} by {wildcards.refiner}-{wildcards.prompt}"

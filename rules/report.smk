@@ -30,7 +30,7 @@ rule draw_overlays:
     params:
         entries=overlay_entries,
         reference=STUDY.reference,
-        count=CFG.report.gallery,
+        gallery=CFG.report.gallery,
     message:
         "Draw the best, median and worst cases"
     script:
@@ -44,7 +44,9 @@ rule write_report:
         comparisons="results/{run}/report/comparisons.csv",
         figures="results/{run}/report/figures",
         overlays="results/{run}/report/overlays",
-        checks=expand("results/{{run}}/{dataset}/check/report.json", dataset=list(CFG.datasets)),
+        checks=expand(
+            "results/{{run}}/{dataset}/check/report.json", dataset=list(CFG.datasets)
+        ),
         cards=model_files("card.json"),
     output:
         page=report(

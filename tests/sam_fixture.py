@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from golden.formula import fill_with_formula
 from safetensors.torch import save_file
 from segment_anything.modeling import (
     ImageEncoderViT,
@@ -15,6 +14,8 @@ from segment_anything.modeling import (
     Sam,
     TwoWayTransformer,
 )
+
+from tests.golden.formula import fill_with_formula
 
 
 def tiny_sam(

@@ -28,7 +28,7 @@ class PhantomConfig(Section):
     """Synthetic ultrasound, written in the layout of the dataset, instead of real files."""
 
     cases: int = Field(48, ge=4, description="Images with a lesion.")
-    size: int = Field(192, ge=48, le=1024, description="Typical image height in pixels.")
+    size: int = Field(192, ge=48, le=1024, description="Typical image height in pixels (stu: always 128).")
     seed: int = Field(0, ge=0, description="Seed of the generator.")
     odd_cases: bool = Field(
         True, description="Include the odd files of the real dataset (modes, sizes, several masks)."

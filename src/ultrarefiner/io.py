@@ -27,6 +27,7 @@ _CANNOT_WRITE = {
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
+    errno.EFBIG,
     errno.EIO,
     errno.ENOTDIR,
 }

@@ -14,8 +14,9 @@ from typing import Any
 from ultrarefiner.config import CoarseConfig, DatasetConfig, RefinerConfig, StudyConfig, load_config
 from ultrarefiner.datasets import DATASETS
 from ultrarefiner.errors import ConfigError, UltraRefinerError
+from ultrarefiner.io import json_sha256
 from ultrarefiner.models import MODELS
-from ultrarefiner.models.weights import locate_weights, weights_name
+from ultrarefiner.models.weights import WEIGHTS, locate_weights, weights_name
 from ultrarefiner.prompts import PROMPTS
 from ultrarefiner.refine import REFINERS, parse_options
 from ultrarefiner.registry import unknown_name
@@ -101,9 +102,10 @@ class Study:
     def _missing_pretrained(self, name: str) -> Iterator[str]:
         row = self.config.coarse[name]
         if row.init != "random" and not Path(row.pretrained).is_file():
+            url = WEIGHTS[MODELS[row.model].pretrained].url
             yield (
-                f"coarse.{name}.pretrained: {_why_missing('r50_vit_b_16', row.pretrained)} "
-                "Or set `init: random` to train from scratch."
+                f"coarse.{name}.pretrained: {row.pretrained} is not there. Download {url} to that "
+                "path, or set `init: random` to train from scratch."
             )
 
     def _missing_weights(self, name: str) -> Iterator[str]:
@@ -113,12 +115,6 @@ class Study:
                 locate_weights(weights)
             except UltraRefinerError as error:
                 yield f"refiners.{name}.weights: {error}"
-
-
-def _why_missing(weights: str, target: str) -> str:
-    from ultrarefiner.models.weights import WEIGHTS
-
-    return f"{target} is not there. Download {WEIGHTS[weights].url} to {target}."
 
 
 def _missing_root(name: str, row: DatasetConfig) -> Iterator[str]:
@@ -135,8 +131,6 @@ def folder_listing(root: str | None) -> str:
 
     A job that carries it in its params runs again when files are added, removed or replaced.
     """
-    from ultrarefiner.io import json_sha256
-
     if root is None or not Path(root).is_dir():
         return "absent"
     entries = [
@@ -154,8 +148,8 @@ def _check_names(config: StudyConfig) -> Iterator[str]:
         if layout not in DATASETS:
             hint = "" if row.layout else " A dataset of another name needs `layout:`."
             yield f"{key}: {unknown_name('dataset layout', layout, DATASETS)}{hint}"
-        elif row.folds == "published" and not DATASETS[layout].publishes_folds:
-            yield f"datasets.{name}.folds: {layout} publishes no folds; use `folds: made`"
+        elif row.folds == "published":
+            yield from _check_published(name, layout, config.splits.folds)
     for name in config.compare.coarse:
         if name not in config.coarse:
             yield f"compare.coarse: {unknown_name('coarse model', name, config.coarse)}"
@@ -167,6 +161,16 @@ def _check_names(config: StudyConfig) -> Iterator[str]:
                 yield (
                     f"compare.refine.{refiner}: {unknown_name('prompt mode', prompt, config.prompts)}"
                 )
+
+
+def _check_published(name: str, layout: str, folds: int) -> Iterator[str]:
+    there = DATASETS[layout].published_folds
+    if folds not in there:
+        have = f"has partitions of {' and '.join(map(str, there))}" if there else "has none"
+        yield (
+            f"datasets.{name}.folds: there is no published partition of {layout} into {folds} folds "
+            f"(it {have}); change splits.folds or use `folds: made`"
+        )
 
 
 def _check_coarse(name: str, row: CoarseConfig) -> Iterator[str]:

@@ -82,6 +82,24 @@ def fill_with_formula(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module
     return module
 
 
+def imagenet21k_array(name: str, shape: Iterable[int], seed: int = 0) -> np.ndarray:
+    """Return the float32 values of an array of a synthetic ``R50+ViT-B_16.npz``.
+
+    ``.../scale``: 1 + 0.1 N; ``.../bias``: 0.1 N; the position embedding: 0.5 N; kernels:
+    N / sqrt(fan), the fan being s[0] for query, key and value, else the product of s[:-1].
+    """
+    shape = tuple(int(size) for size in shape)
+    normal = standard_normal(name, shape, seed)
+    if name.endswith("/scale"):
+        return _ONE + _TENTH * normal
+    if name.endswith("/bias"):
+        return _TENTH * normal
+    if name.endswith("/pos_embedding"):
+        return np.float32(0.5) * normal
+    heads_last = name.endswith(("query/kernel", "key/kernel", "value/kernel"))
+    return over_root(normal, shape[0] if heads_last else math.prod(shape[:-1]))
+
+
 def sums(values: Any) -> tuple[float, float]:
     """Return the sum and the sum of absolute values, in float64."""
     values = np.asarray(values, dtype=np.float64)

@@ -6,6 +6,8 @@ from ultrarefiner.report.overlays import draw_overlays
 with job(snakemake):
     draw_overlays(
         scores=snakemake.input.scores,
+        entries=snakemake.params.entries,
+        reference=snakemake.params.reference,
+        count=snakemake.params.gallery,
         output=snakemake.output.overlays,
-        **dict(snakemake.params.items()),
     )

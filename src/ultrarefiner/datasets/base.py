@@ -69,6 +69,7 @@ class DatasetRow:
         source: Where to get it.
         terms: Licence or conditions of use.
         citation: Paper to cite.
+        published_folds: Numbers of folds of the partitions that come with it.
     """
 
     title: str
@@ -78,6 +79,7 @@ class DatasetRow:
     source: str
     terms: str
     citation: str
+    published_folds: tuple[int, ...] = ()
 
 
 def slug(text: str) -> str:

@@ -183,4 +183,5 @@ ROW = DatasetRow(
     citation="Gómez-Flores et al. BUS-BRA: a breast ultrasound dataset for assessing "
     "computer-aided diagnosis systems. Medical Physics 51, 3110-3123 (2024). "
     "doi:10.1002/mp.16812",
+    published_folds=(5, 10),
 )

@@ -110,12 +110,13 @@ def examine_dataset(
             errors += result.problems
         else:
             findings.append(result)
-    pairs = _exact_duplicates(findings)
+    equal = _exact_duplicates(findings)
+    alike = _near_duplicates(findings)
     warnings = [
         *listing.warnings,
         *_count_warnings(listing, row.counts),
         *_mask_warnings(findings, include_empty),
-        *_duplicate_warnings(findings, pairs),
+        *_duplicate_warnings(equal, alike),
         *_fold_warnings(listing),
     ]
     if listing.unexpected:
@@ -130,7 +131,7 @@ def examine_dataset(
             f"{root}: no image with a lesion is in it; set include_empty: true to keep images "
             "without one"
         )
-    facts = {"title": row.title, **_facts(listing, findings, left_out, pairs), **terms}
+    facts = {"title": row.title, **_facts(listing, findings, left_out, equal, alike), **terms}
     facts["published_counts"] = dict(row.counts)
     return Examination(errors, warnings, facts)
 
@@ -215,10 +216,10 @@ def _exact_duplicates(findings: list[_Finding]) -> list[list[_Finding]]:
     return sorted((same for same in sets if len(same) > 1), key=lambda same: same[0].case.id)
 
 
-def _duplicate_warnings(findings: list[_Finding], duplicates: list[list[_Finding]]) -> list[str]:
+def _duplicate_warnings(equal: list[list[_Finding]], alike: list[list[str]]) -> list[str]:
     lines = []
     plain = []
-    for same in duplicates:
+    for same in equal:
         names = " = ".join(item.case.image.name for item in same)
         odd = []
         if len({item.case.label for item in same}) > 1:
@@ -241,12 +242,11 @@ def _duplicate_warnings(findings: list[_Finding], duplicates: list[list[_Finding
             f"{len(plain)} sets of images have equal pixels: {shorten(plain)}; they stay in one "
             "fold, nothing to do"
         )
-    near = _near_duplicates(findings)
-    if near:
-        count = sum(map(len, near))
+    if alike:
+        count = sum(map(len, alike))
         lines.append(
-            f"{count} images in {len(near)} sets look alike (perceptual hash), for example "
-            f"{shorten(near[0])}; without patients known they stay in one fold, nothing to do"
+            f"{count} images in {len(alike)} sets look alike (perceptual hash), for example "
+            f"{shorten(alike[0])}; without patients known they stay in one fold, nothing to do"
         )
     return lines
 
@@ -287,11 +287,11 @@ def _facts(
     listing: Listing,
     findings: list[_Finding],
     left_out: list[_Finding],
-    duplicates: list[list[_Finding]],
+    equal: list[list[_Finding]],
+    alike: list[list[str]],
 ) -> dict[str, Any]:
     image_modes = Counter(item.modes[0] for item in findings)
     mask_modes = Counter(mode for item in findings for mode in item.modes[1:])
-    near = _near_duplicates(findings)
     heights = [item.size[0] for item in findings]
     widths = [item.size[1] for item in findings]
     return {
@@ -306,8 +306,8 @@ def _facts(
         "mask_modes": dict(sorted(mask_modes.items())),
         "height": [min(heights), max(heights)] if heights else None,
         "width": [min(widths), max(widths)] if widths else None,
-        "exact_duplicates": [[item.case.id for item in same] for same in duplicates],
-        "near_duplicates": {"sets": len(near), "images": sum(map(len, near))},
+        "exact_duplicates": [[item.case.id for item in same] for same in equal],
+        "near_duplicates": {"sets": len(alike), "images": sum(map(len, alike))},
         "published_folds": {
             str(n): count for n, count in sorted(Counter(f[1] for f in listing.folds).items())
         },

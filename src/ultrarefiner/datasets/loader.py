@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +86,8 @@ def read_cases(path: str | Path) -> list[CaseRow]:
 
 
 def _case_row(row: dict[str, str]) -> CaseRow:
+    if None in row.values() or None in row:
+        raise ValueError(f"{row['case']} has too few or too many columns")
     return CaseRow(
         case=row["case"],
         image=row["image"],
@@ -118,7 +121,7 @@ def read_prepared(prepared: str | Path, case: str) -> tuple[np.ndarray, np.ndarr
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return arrays["image"], arrays["label"]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DatasetError(
             f"cannot read {path}: {error}; delete {path.parent} and run prepare_dataset again"
         ) from error

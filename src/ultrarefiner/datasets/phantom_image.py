@@ -319,7 +319,7 @@ def _draw_lesion(scene: _Scene, mask: np.ndarray, malignant: bool) -> None:
         scene.echo += uniform(2.0, 7.0) * beyond * reach
         scene.echo += uniform(2.0, 5.0) * np.exp(-((distance / 2.0) ** 2)) * (1 - soft)
     texture = 1.8 * scene.noise(14 * unit, 18 * unit) + 1.4 * scene.noise(5 * unit, 8 * unit)
-    level = uniform(-24.0, -17.0)
+    level = uniform(-27.0, -17.0)
     # A lesion in dark tissue is darker still, or nothing would tell them apart.
     around = scene.echo[(distance > 1) & (distance < 10)]
     level = min(level, float(np.median(around)) - 11.0 if around.size else level)
@@ -352,9 +352,9 @@ def _form_image(scene: _Scene) -> np.ndarray:
     floor = 10.0 ** (-uniform(30.0, 36.0) / 20.0)
     signal = amplitude * power + floor * np.abs(rng.standard_normal(shape))
     level = 20.0 * np.log10(signal + 1e-4)
-    span = uniform(46.0, 58.0)
-    top = uniform(13.0, 19.0)
-    gray = np.clip((level - top + span) / span, 0.0, 1.0) ** uniform(1.1, 1.9)
+    span = uniform(44.0, 56.0)
+    top = uniform(13.0, 18.0)
+    gray = np.clip((level - top + span) / span, 0.0, 1.0) ** uniform(1.4, 2.4)
     pixels = 255.0 * gray
     if rng.random() < 0.6:
         # The scan converter's interpolation.

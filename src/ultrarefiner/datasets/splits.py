@@ -165,7 +165,7 @@ def read_split(splits: Path | str, fold: int) -> dict[str, list[str]]:
 def _group_cases(
     rows: Sequence[Mapping[str, str]], config: SplitsConfig, path: Path | str
 ) -> _Groups:
-    """Return the cases by the group that the config names."""
+    """Return the sorted `rows` by the group that the config names."""
     if not rows:
         raise SplitError(f"{path} lists no cases: nothing to split. Check the dataset's folder.")
     repeated = [case for case, n in Counter(row["case"] for row in rows).items() if n > 1]
@@ -180,7 +180,7 @@ def _group_cases(
         )
     members: dict[str, list[str]] = defaultdict(list)
     labels: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in sorted(rows, key=lambda row: (row[column], row["case"])):
+    for row in rows:
         members[row[column]].append(row["case"])
         labels[row[column]][row.get("label") or ""] += 1
     return _Groups(dict(members), dict(labels))

@@ -221,14 +221,16 @@ def hd95(prediction: np.ndarray, truth: np.ndarray, spacing: Spacing = _UNIT) ->
 
 
 def assd(prediction: np.ndarray, truth: np.ndarray, spacing: Spacing = _UNIT) -> float:
-    """Return the average symmetric surface distance, MedPy's: the mean of both directed means.
+    """Return the average symmetric surface distance, MedPy's definition.
 
+    The mean of both directed sets of surface distances pooled into one list, so that a longer
+    border weighs more; not the mean of the two directed means.
     Arguments, empty masks and errors as `hd95`.
     """
     distances = _distances_or_limit(prediction, truth, spacing)
     if isinstance(distances, float):
         return distances
-    return float((distances[0].mean() + distances[1].mean()) / 2)
+    return float(np.concatenate(distances).mean())
 
 
 def nsd(

@@ -1,13 +1,17 @@
-"""Scores of one method on one fold: a row for each test case, none left out."""
+"""The score table: a row for each method and test case, none left out."""
 
 from __future__ import annotations
 
 import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ultrarefiner.datasets.loader import CaseRow, read_cases
 from ultrarefiner.datasets.splits import read_split
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.evaluation.metrics import METRICS, score_case
@@ -72,7 +76,7 @@ def score_masks(
     """
     masks, truth = Path(masks), Path(truth)
     test = read_split(splits, fold)["test"]
-    known = {row["case"]: row for row in read_rows(cases)}
+    known = {row.case: row for row in read_cases(cases)}
     _refuse(
         [case for case in test if case not in known],
         f"test cases of fold {fold} in {splits} are not in {cases}",
@@ -95,8 +99,8 @@ def score_masks(
             "dataset": dataset,
             "fold": fold,
             "case": case,
-            "group": known[case]["group"] or case,
-            "label": known[case]["label"],
+            "group": known[case].group or case,
+            "label": known[case].label,
             "method": method,
             "prompt_source": prompt_source,
             **scores,
@@ -120,18 +124,93 @@ def _refuse(cases: list[str], what: str, cure: str) -> None:
         raise UltraRefinerError(f"{len(cases)} {what}: {', '.join(cases)}. Cure: {cure}.")
 
 
-def _spacing(row: dict[str, str], cases: str | Path) -> tuple[float, float] | None:
+def _spacing(row: CaseRow, cases: str | Path) -> tuple[float, float] | None:
     """Return the (row, column) spacing in mm, or None where it is not known."""
-    cells = row["spacing_y_mm"], row["spacing_x_mm"]
-    if cells == ("", ""):
+    spacing = row.spacing_y_mm, row.spacing_x_mm
+    if spacing == (None, None):
         return None
-    try:
-        spacing = float(cells[0]), float(cells[1])
-    except ValueError:
-        spacing = (0.0, 0.0)
-    if not all(0 < step < float("inf") for step in spacing):
+    if not all(step is not None and 0 < step < math.inf for step in spacing):
         raise UltraRefinerError(
-            f"{cases}: {row['case']} has spacing_y_mm '{cells[0]}' and spacing_x_mm '{cells[1]}'; "
+            f"{cases}: {row.case} has spacing_y_mm {spacing[0]} and spacing_x_mm {spacing[1]}; "
             "give two positive numbers, or leave both empty"
         )
     return spacing
+
+
+def read_scores(path: str | Path) -> list[dict[str, Any]]:
+    """Read a score table as typed rows: fold int, flags bool, numbers float (NaN where empty).
+
+    Raises:
+        UltraRefinerError: The file is absent, lacks a column, or a cell does not hold its type.
+    """
+    cure = "Delete it and run again to make it anew."
+    try:
+        rows = read_rows(path)
+    except OSError as error:
+        raise UltraRefinerError(f"cannot read {path}: {error.strerror}. {cure}") from error
+    if not rows:
+        raise UltraRefinerError(f"{path} has no rows. {cure}")
+    missing = [name for name in SCORE_COLUMNS if name not in rows[0]]
+    if missing:
+        raise UltraRefinerError(f"{path} lacks the columns {', '.join(missing)}. {cure}")
+    try:
+        return [_typed(row) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UltraRefinerError(f"{path} has a cell that is no score: {error}. {cure}") from error
+
+
+def _typed(row: dict[str, str]) -> dict[str, Any]:
+    typed: dict[str, Any] = {name: row[name] for name in SCORE_COLUMNS}
+    typed["fold"] = int(row["fold"])
+    for name in (*METRICS, "area_share"):
+        # Only a metric in mm may be unknown; anything else must be a number.
+        unknown = row[name] == "" and name in METRICS and METRICS[name].unit == "mm"
+        typed[name] = float("nan") if unknown else float(row[name])
+        if not (unknown or np.isfinite(typed[name])):
+            raise ValueError(f"{name} of {row['case']} is '{row[name]}'")
+    for name in ("empty_prediction", "empty_truth", "oracle"):
+        typed[name] = {"true": True, "false": False}[row[name]]
+    return typed
+
+
+def by_method(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of each method, methods and rows sorted.
+
+    Rows are sorted by dataset, fold and case, so that the same place in two lists is the same
+    case.
+
+    Raises:
+        UltraRefinerError: A case is scored twice or not by all methods, or the rows of a method
+            differ in prompt source, oracle or selection; the message names the cases.
+    """
+    methods: dict[str, dict[tuple[str, int, str], dict[str, Any]]] = defaultdict(dict)
+    labels: dict[str, tuple[Any, ...]] = {}
+    for row in rows:
+        method, key = row["method"], (row["dataset"], row["fold"], row["case"])
+        if key in methods[method]:
+            raise UltraRefinerError(
+                f"{method} is scored twice on {key[2]} (dataset {key[0]}, fold {key[1]}). "
+                "Give each score table once."
+            )
+        label = row["prompt_source"], row["oracle"], row["selection"]
+        if labels.setdefault(method, label) != label:
+            raise UltraRefinerError(
+                f"{method} has rows labelled {labels[method]} and {label} (prompt source, oracle, "
+                "selection). Delete its score tables and run again."
+            )
+        methods[method][key] = row
+    everything = {key for scored in methods.values() for key in scored}
+    problems = []
+    for method in sorted(methods):
+        missing = [f"{d} fold {f} {c}" for d, f, c in sorted(everything - set(methods[method]))]
+        if missing:
+            problems.append(f"{method} lacks {len(missing)}: {', '.join(missing)}")
+    if problems:
+        raise UltraRefinerError(
+            "methods are not scored on the same cases, so their means cannot be compared. "
+            + "; ".join(problems)
+            + ". Score these cases, or leave the method out."
+        )
+    return {
+        method: [methods[method][key] for key in sorted(everything)] for method in sorted(methods)
+    }

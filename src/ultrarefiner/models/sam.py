@@ -46,9 +46,7 @@ _TELLING = {
     "mask_decoder.mask_tokens.weight": 2,
     "mask_decoder.iou_prediction_head.layers.0.weight": 2,
 }
-_CURE = (
-    "Use a whole checkpoint of the SAM layout, such as sam_vit_b_01ec64.pth or medsam_vit_b.pth"
-)
+_CURE = "Use a whole checkpoint of the SAM layout, such as sam_vit_b_01ec64.pth or medsam_vit_b.pth"
 
 
 @dataclass(frozen=True)

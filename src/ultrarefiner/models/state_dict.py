@@ -105,7 +105,9 @@ def _read_file(path: Path) -> Any:
             f"{_AGAIN}, in a browser if it must be."
         )
     if start.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a Git LFS pointer, not the weights. Run `git lfs pull` there.")
+        raise WeightsError(
+            f"{path} is a Git LFS pointer, not the weights. Run `git lfs pull` there."
+        )
     if start.startswith(b"PK") and b".npy" in start:
         raise WeightsError(
             f"{path} is a NumPy archive (npz), not a PyTorch or safetensors checkpoint. Name the "
@@ -115,7 +117,9 @@ def _read_file(path: Path) -> Any:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path} is a damaged safetensors file ({error}). {_AGAIN}.") from None
+            raise WeightsError(
+                f"{path} is a damaged safetensors file ({error}). {_AGAIN}."
+            ) from None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

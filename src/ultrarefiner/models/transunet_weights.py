@@ -1,4 +1,4 @@
-"""ImageNet-21k weights of R50-ViT-B/16, from the published ``R50+ViT-B_16.npz`` into a TransUNet.
+"""ImageNet-21k weights of R50-ViT-B/16: the published ``R50+ViT-B_16.npz`` into a TransUNet.
 
 The arrays are named and laid out as JAX wrote them: convolutions (height, width, in, out), dense
 kernels (in, out), attention kernels with the heads as an axis of their own, position embedding
@@ -105,23 +105,23 @@ def _layer_source(parts: list[str], shape: torch.Size, heads: int) -> ArraySourc
 
 
 def array_sources(model: TransUNet) -> dict[str, ArraySource]:
-    """Return, for each encoder entry of the state dict but the position, its array in the file."""
+    """Return the array of each entry of ``model.transformer``'s state dict but the positions."""
     heads = model.config.heads
     sources: dict[str, ArraySource] = {}
     for name, tensor in model.transformer.state_dict().items():
         part, *parts = name.split(".")
-        key, shape = f"transformer.{name}", tensor.shape
+        shape = tensor.shape
         if parts[0] == "hybrid_model":
-            sources[key] = _resnet_source(parts[1:], shape)
+            sources[name] = _resnet_source(parts[1:], shape)
         elif parts[0] == "layer":
-            sources[key] = _layer_source(parts[1:], shape, heads)
+            sources[name] = _layer_source(parts[1:], shape, heads)
         elif name == "embeddings.patch_embeddings.weight":
-            sources[key] = _convolution("embedding/kernel", shape)
+            sources[name] = _convolution("embedding/kernel", shape)
         elif name == "embeddings.patch_embeddings.bias":
-            sources[key] = _vector("embedding/bias", tuple(shape))
+            sources[name] = _vector("embedding/bias", tuple(shape))
         elif part == "encoder":
             kind = "scale" if parts[1] == "weight" else "bias"
-            sources[key] = _vector(f"Transformer/encoder_norm/{kind}", tuple(shape))
+            sources[name] = _vector(f"Transformer/encoder_norm/{kind}", tuple(shape))
     return sources
 
 
@@ -165,7 +165,7 @@ def _read_arrays(path: Path, names: list[str]) -> tuple[dict[str, np.ndarray], l
         with np.load(path, allow_pickle=False) as archive:
             here = set(archive.files)
             return {n: archive[n] for n in names if n in here}, [n for n in names if n not in here]
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError) as error:
         raise WeightsError(f"{path}: damaged npz file ({error}). {_CURE}.") from None
 
 
@@ -220,8 +220,6 @@ def load_imagenet21k(model: TransUNet, path: str | Path) -> None:
         name: torch.from_numpy(np.ascontiguousarray(source.convert(arrays[source.array])))
         for name, source in sources.items()
     }
-    state["transformer.embeddings.position_embeddings"] = resize_positions(
-        arrays[POSITION_ARRAY], model.grid
-    )
-    model.load_state_dict(state, strict=False)
+    state["embeddings.position_embeddings"] = resize_positions(arrays[POSITION_ARRAY], model.grid)
+    model.transformer.load_state_dict(state, strict=True)
     logger.info("%s: %d tensors loaded; the decoder keeps its random values", path, len(state))

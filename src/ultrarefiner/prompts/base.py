@@ -28,14 +28,21 @@ class Prompt:
     mask_logits: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if self.box is None and self.points is None and self.mask is None and self.mask_logits is None:
+        if (
+            self.box is None
+            and self.points is None
+            and self.mask is None
+            and self.mask_logits is None
+        ):
             raise PromptError("a prompt needs a box, points, a mask or mask_logits; none was given")
         if self.mask is not None and self.mask_logits is not None:
             raise PromptError("give mask or mask_logits, not both")
         if self.box is not None:
             box = np.asarray(self.box, dtype=np.float64)
             if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] <= box[:2]).any():
-                raise PromptError(f"box {self.box} is not (x0, y0, x1, y1) with x0 < x1 and y0 < y1")
+                raise PromptError(
+                    f"box {self.box} is not (x0, y0, x1, y1) with x0 < x1 and y0 < y1"
+                )
             object.__setattr__(self, "box", box)
         if self.points is not None:
             points = np.asarray(self.points, dtype=np.float64)

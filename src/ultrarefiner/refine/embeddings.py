@@ -22,7 +22,7 @@ _ABOUT = "about"  # one metadata entry: safetensors writes several in an order t
 _TENSOR = "features"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SamEmbedding(Embedding):
     """What a SAM-like image encoder made of one image.
 

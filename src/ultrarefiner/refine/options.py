@@ -4,22 +4,44 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ultrarefiner.config import Section
 
 
 class GrabCutOptions(Section):
-    """GrabCut on a despeckled image, started from the coarse mask as a trimap."""
+    """GrabCut on a despeckled image, started from the coarse mask as a trimap.
 
-    median: int = Field(5, ge=1, le=31, description="Side of the median filter, odd; 1: none.")
+    The defaults were measured on real breast ultrasound and on phantoms, see
+    ``tests/unit/test_grabcut.py``.
+    """
+
+    median: int = Field(
+        5, ge=1, le=31, description="Side of the median filter in working pixels, odd; 1: none."
+    )
     inner: float = Field(
-        0.15, ge=0.0, le=1.0, description="Sure lesion: eroded by this share of the lesion's radius."
+        0.3,
+        ge=0.0,
+        le=1.0,
+        description="Sure lesion: deeper inside than this share of the lesion's radius.",
     )
     outer: float = Field(
-        0.3, gt=0.0, le=3.0, description="Sure background: beyond this share of the radius outside."
+        0.5,
+        gt=0.0,
+        le=3.0,
+        description="Sure background: farther outside than this share of the radius.",
     )
-    iterations: int = Field(5, ge=1, le=50, description="GrabCut iterations.")
+    iterations: int = Field(3, ge=1, le=50, description="GrabCut iterations.")
+    size: int = Field(
+        256, ge=32, le=4096, description="Longest side of the working image in pixels."
+    )
+
+    @field_validator("median")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError(f"median {value} is even; a filter has a middle only if it is odd")
+        return value
 
 
 class SamOptions(Section):

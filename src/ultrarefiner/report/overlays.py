@@ -33,7 +33,7 @@ POINT_COLOUR = "#ff3b30"
 # Pixels of the picture: longest side of a panel, gap between panels, height of the label strip.
 PANEL = 540
 _GAP = 10
-_STRIP = 30
+_STRIP = 40
 _DPI = 100
 _GROUND = "#0d1117"
 RANKS = ("best", "median", "worst")
@@ -45,7 +45,7 @@ class Outline:
 
     mask: np.ndarray
     colour: str
-    width: float = 2.0
+    width: float = 2.6
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _draw_case(path: Path, row: pd.Series, place: Mapping[str, Any], reference: 
     truth = _mask(Path(place["truth"]) / f"{case}.png", image)
     coarse = _mask(Path(place["coarse"]) / f"{case}.png", image)
     panels = [Panel("truth", TRUTH_COLOUR, (Outline(truth, TRUTH_COLOUR),))]
-    thin = Outline(truth, TRUTH_COLOUR, 1.0)
+    thin = Outline(truth, TRUTH_COLOUR, 1.6)
     outlines = (Outline(coarse, COARSE_COLOUR),)
     if method == reference:
         panels.append(
@@ -256,11 +256,11 @@ def draw_panels(path: str | Path, image: np.ndarray, panels: Sequence[Panel]) ->
             left = number * (wide + _GAP)
             places.append([left, _STRIP, wide, high])
             figure.text(
-                (left + 4) / total[0],
+                (left + 6) / total[0],
                 1.0 - 0.5 * _STRIP / total[1],
                 panel.label,
                 color=panel.colour,
-                size=10.5,
+                size=14,
                 weight="bold",
                 va="center",
             )
@@ -287,7 +287,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
             panel.note,
             transform=axes.transAxes,
             color="white",
-            size=11,
+            size=15,
             ha="center",
             path_effects=[withStroke(linewidth=3, foreground="black")],
         )
@@ -307,7 +307,7 @@ def draw_outline(axes: Axes, outline: Outline) -> None:
         colors=[outline.colour],
         linewidths=outline.width * 72.0 / _DPI,
     )
-    shade = withStroke(linewidth=(outline.width + 1.6) * 72.0 / _DPI, foreground="#00000080")
+    shade = withStroke(linewidth=(outline.width + 1.6) * 72.0 / _DPI, foreground="#00000060")
     contours.set_path_effects([shade])
 
 
@@ -316,7 +316,7 @@ def _draw_prompt(axes: Axes, record: Mapping[str, Any]) -> None:
         x0, y0, x1, y1 = record["box"]
         axes.add_patch(
             Rectangle(
-                (x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, lw=1.3, edgecolor=BOX_COLOUR
+                (x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, lw=1.8, edgecolor=BOX_COLOUR
             )
         )
     points = record.get("points") or []
@@ -325,9 +325,9 @@ def _draw_prompt(axes: Axes, record: Mapping[str, Any]) -> None:
             x,
             y,
             marker="*" if label else "X",
-            s=130 if label else 60,
+            s=260 if label else 110,
             color=POINT_COLOUR,
             edgecolors="white",
-            linewidths=0.9,
+            linewidths=1.0,
             zorder=5,
         )

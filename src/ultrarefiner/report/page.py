@@ -20,7 +20,7 @@ from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.images import read_rgb
 from ultrarefiner.io import read_json, write_text
 from ultrarefiner.report.overlays import RANKS
-from ultrarefiner.report.plots import INK, describe_boxes
+from ultrarefiner.report.plots import COLOURS, INK, describe_boxes
 from ultrarefiner.report.results import Numbers, fold_table, leading_table, subgroup_table
 from ultrarefiner.report.tables import (
     COMPARISON_COLUMNS,
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 _GALLERY_BUDGET = 4_500_000
 _GALLERY_WIDTHS = (1640, 1200, 900, 660, 420, 300)
 _QUALITY = 86
+# Colours of the figures that follow the page from light to dark.
+_THEMED = {INK: "currentColor", COLOURS["coarse"]: "var(--accent)"}
 _HERE = Path(__file__).parent
 
 
@@ -93,6 +95,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["plain"] = _plain
     page = environment.get_template("page.html.j2").render(
         title=title,
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
@@ -168,7 +171,8 @@ def _inline_svg(path: Path, words: str) -> Markup:
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.S)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{path.stem}-", text)
-    text = text.replace(INK, "currentColor")
+    for printed, themed in _THEMED.items():
+        text = text.replace(printed, themed)
     label = jinja2.filters.escape(words)
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
 

@@ -39,6 +39,8 @@ _FOLDS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a
 _LABELS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9")
 _MARKERS = ("o", "^", "s", "D", "v")
 _MANY_POINTS = 2000
+# Inches: the width of the page's text at 96 pixels an inch.
+_WIDTH = 11.4
 _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -58,6 +60,7 @@ _STYLE = {
     "ytick.labelsize": 9.0,
     "legend.frameon": False,
     "legend.fontsize": 9.0,
+    "axes.facecolor": "none",
     "savefig.facecolor": "none",
     "savefig.dpi": 200,
     **dict.fromkeys(
@@ -125,7 +128,7 @@ def draw_boxes(rows: pd.DataFrame, methods: list[Method]) -> Figure:
         rows: Scores of one dataset.
         methods: The methods, from top to bottom.
     """
-    figure = Figure(figsize=(9.0, 0.95 + 0.5 * len(methods)), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 1.0 + 0.55 * len(methods)), layout="constrained")
     axes = figure.add_subplot()
     many = len(rows) > _MANY_POINTS
     for position, method in enumerate(methods):
@@ -195,14 +198,14 @@ def draw_scatters(rows: pd.DataFrame, methods: list[Method], reference: str) -> 
     """
     columns = min(3, len(methods))
     lines = -(-len(methods) // columns)
-    figure = Figure(figsize=(3.05 * columns + 0.3, 3.45 * lines + 0.35), layout="constrained")
+    figure = Figure(figsize=(3.65 * columns + 0.35, 3.85 * lines + 0.6), layout="compressed")
     before = rows[rows["method"].eq(reference)].set_index("case")
     labels = sorted({label for label in before["label"] if label})
     low = float(rows.loc[rows["method"].isin([reference, *(m.name for m in methods)]), "dice"].min())
     low = max(0.0, math.floor(low * 10.0 - 0.2) / 10.0)
     many = len(before) > _MANY_POINTS
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
-    for axes, method in zip(grid.flat, methods, strict=False):
+    for place, (axes, method) in enumerate(zip(grid.flat, methods, strict=False)):
         after = rows[rows["method"].eq(method.name)].set_index("case")["dice"]
         pairs = before.join(after.rename("after"), how="inner")
         axes.fill_between([low, 1.0], [low, 1.0], 1.0, color=COLOURS["refined"], alpha=0.07, lw=0)
@@ -226,11 +229,15 @@ def draw_scatters(rows: pd.DataFrame, methods: list[Method], reference: str) -> 
         axes.set_title(method.name)
         axes.text(0.04, 0.95, f"better: {better}", transform=axes.transAxes, va="top", size=9)
         axes.text(0.96, 0.05, f"worse: {worse}", transform=axes.transAxes, ha="right", size=9)
-        axes.set(xlim=(low, 1.005), ylim=(low, 1.005), aspect="equal")
+        # Room for whole markers at 0 and 1.
+        room = 0.02 * (1.0 - low)
+        axes.set(xlim=(low - room, 1.0 + room), ylim=(low - room, 1.0 + room), aspect="equal")
+        axes.set_xlabel(f"Dice of {reference}")
+        axes.set_ylabel("" if place % columns else "Dice after refining")
+        # A panel above an empty place is the lowest of its column and needs the numbers.
+        axes.tick_params(labelbottom=place + columns >= len(methods))
     for axes in grid.flat[len(methods) :]:
         axes.set_visible(False)
-    figure.supxlabel(f"Dice of {reference}", size=9.5, color=INK)
-    figure.supylabel("Dice after refining", size=9.5, color=INK)
     if labels:
         handles, texts = grid.flat[0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside upper left", ncols=len(labels))
@@ -244,7 +251,7 @@ def draw_curves(histories: list[Mapping[str, Any]]) -> Figure:
         histories: Dicts with ``model``, ``fold`` and ``table`` (epoch, train_loss, val_dice).
     """
     models = sorted({str(item["model"]) for item in histories})
-    figure = Figure(figsize=(9.0, 2.75 * len(models) + 0.25), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 3.1 * len(models) + 0.25), layout="constrained")
     grid = figure.subplots(len(models), 2, squeeze=False)
     for (left, right), model in zip(grid, models, strict=True):
         mine = [item for item in histories if str(item["model"]) == model]

@@ -30,14 +30,14 @@ class Cell:
         value: The unrounded number, for sorting; NaN for none.
         note: A second, quieter line.
         best: Whether it is the best of its column, oracles apart.
-        bar: (low, middle, high) in percent of the bar's width, for an interval drawn as a bar.
+        bar: (zero, low, middle, high) in percent of the bar's width, for an interval.
     """
 
     text: str
     value: float = math.nan
     note: str = ""
     best: bool = False
-    bar: tuple[float, float, float] | None = None
+    bar: tuple[float, ...] | None = None
 
     @property
     def sort(self) -> str:
@@ -109,10 +109,11 @@ class Numbers:
         """Return the comparison of Dice with the reference, or None."""
         return self._comparisons.get(method)
 
-    def reach(self) -> float:
-        """Return the largest distance from zero of any interval of a difference."""
-        ends = [abs(row[key]) for row in self._comparisons.values() for key in ("ci_low", "ci_high")]
-        return max([end for end in ends if math.isfinite(end)], default=0.0)
+    def reach(self) -> tuple[float, float]:
+        """Return the least and the largest end of the intervals of all differences, and zero."""
+        ends = [row[key] for row in self._comparisons.values() for key in ("ci_low", "ci_high")]
+        known = [0.0, *(float(end) for end in ends if math.isfinite(end))]
+        return min(known), max(known)
 
 
 def _order(subgroup: str) -> tuple[str, int, str]:
@@ -134,7 +135,7 @@ def leading_table(numbers: Numbers, methods: list[Method], reference: str) -> Ta
         known = [mean for mean in means if math.isfinite(mean)]
         best[metric] = (max(known) if rising else min(known)) if known else math.nan
     table = Table(
-        ["n", *(title for title, *_ in shown), "Missed", f"Δ Dice to {reference}", "Holm p"]
+        ["n", *(title for title, *_ in shown), "Missed", "Δ Dice", "Holm p"]
     )
     reach = numbers.reach()
     for method in methods:
@@ -166,14 +167,15 @@ def _mean_cell(row: dict[str, Any] | None, digits: int, best: bool, detailed: bo
     return Cell(fixed(row["mean"], digits), _mean(row), note, best)
 
 
-def _difference_cells(row: dict[str, Any] | None, reach: float, reference: bool) -> list[Cell]:
+def _difference_cells(row: dict[str, Any] | None, reach: tuple[float, float], reference: bool) -> list[Cell]:
     if row is None:
         return [Cell("reference" if reference else "–"), Cell("–")]
     low, middle, high = (float(row[key]) for key in ("ci_low", "mean_difference", "ci_high"))
     bar = None
-    if reach > 0.0 and all(map(math.isfinite, (low, middle, high))):
-        # 4 % of room on each side, so that the widest interval does not touch the border.
-        bar = tuple(round(50.0 + 46.0 * value / reach, 2) for value in (low, middle, high))
+    width = reach[1] - reach[0]
+    if width > 0.0 and all(map(math.isfinite, (low, middle, high))):
+        values = (0.0, low, middle, high)
+        bar = tuple(round(3.0 + 94.0 * (value - reach[0]) / width, 2) for value in values)
     p = float(row["holm_p"])
     note = f"[{fixed(low)}, {fixed(high)}]"
     return [Cell(signed(middle), middle, note, bar=bar), Cell(p_value(p), p)]

@@ -17,11 +17,11 @@ from torch import nn
 from ultrarefiner import images
 from ultrarefiner.config import CoarseConfig
 from ultrarefiner.datasets.splits import read_split
-from ultrarefiner.errors import SplitError, WeightsError
+from ultrarefiner.errors import ConfigError, SplitError, WeightsError
 from ultrarefiner.io import atomic_directory, file_sha256
-from ultrarefiner.models import build_model
+from ultrarefiner.models import MODELS, build_model
 from ultrarefiner.models.transunet import load_imagenet21k
-from ultrarefiner.models.weights import locate_weights
+from ultrarefiner.models.weights import WEIGHTS, locate_weights
 from ultrarefiner.runtime import choose_device, seed_everything
 from ultrarefiner.training import console
 from ultrarefiner.training.checkpoint import (
@@ -156,6 +156,8 @@ class CoarseTask:
 def _starting_weights(config: CoarseConfig) -> Path | None:
     if config.init == "random":
         return None
+    if not MODELS[config.model].imagenet21k:
+        raise ConfigError(f"init: {config.model} has no ImageNet weights; use `init: random`")
     try:
         return locate_weights(config.pretrained)
     except WeightsError as error:
@@ -227,6 +229,7 @@ def train_coarse(
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
     Raises:
+        ConfigError: The model or the device is unknown, or the model has no such start.
         WeightsError: The starting weights are absent or another model's.
         SplitError: The fold has no training or validation cases.
         SystemExit: SIGTERM came (status 143); the next run goes on from the last finished epoch.
@@ -289,7 +292,9 @@ def train_coarse(
 
 
 def _licence(dataset: str, parents: dict[str, str]) -> str:
-    return " and ".join([f"terms of the dataset {dataset}", *(f"of {file}" for file in parents)])
+    known = {row.file: row.licence for row in WEIGHTS.values()}
+    terms = [f"{file}: {known.get(file, 'see its source')}" for file in parents]
+    return "; ".join([f"dataset {dataset}: see its terms", *terms])
 
 
 def _header(
@@ -327,12 +332,12 @@ def _header(
 
 def _say_best(result: FitResult, selection: str, cases: int, model: Path) -> None:
     log.info(
-        "best epoch %s: Dice %.4f, IoU %.4f on the %d cases of the %s; weights in %s",
+        "best epoch %s: Dice %.4f, IoU %.4f (%s, %d cases); weights in %s",
         result.best_epoch,
         result.metrics["dice"],
         result.metrics["iou"],
-        cases,
         selection,
+        cases,
         model,
     )
 

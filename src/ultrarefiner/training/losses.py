@@ -6,6 +6,12 @@ import torch
 import torch.nn.functional as F
 
 
+def _one_hot(target: torch.Tensor, classes: int) -> torch.Tensor:
+    """Turn (B, H, W) classes into float32 (B, K, H, W), without waiting for the GPU."""
+    numbers = torch.arange(classes, device=target.device)
+    return (target[:, None] == numbers[None, :, None, None]).float()
+
+
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Return the mean cross entropy of each sample's pixels.
 
@@ -35,7 +41,7 @@ def soft_dice_loss(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1
         float32 (B,), the mean over the K - 1 foreground classes.
     """
     q = logits.float().softmax(1)[:, 1:]
-    t = F.one_hot(target, logits.shape[1]).movedim(-1, 1)[:, 1:].to(q.dtype)
+    t = _one_hot(target, logits.shape[1])[:, 1:]
     overlap, size = (q * t).sum((-2, -1)), (q + t).sum((-2, -1))
     return (1 - (2 * overlap + smooth) / (size + smooth)).mean(1)
 
@@ -77,7 +83,7 @@ def dice_ce_loss(
     """
     target = target.long()
     q = logits.float().softmax(1)
-    t = F.one_hot(target, logits.shape[1]).movedim(-1, 1).to(q.dtype)
+    t = _one_hot(target, logits.shape[1])
     over = (0, 2, 3)
     overlap, size = (q * t).sum(over), (q * q + t * t).sum(over)
     dice_term = (1 - (2 * overlap + 1e-5) / (size + 1e-5)).mean()

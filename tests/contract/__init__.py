@@ -1,0 +1,1 @@
+"""Every row of every registry, through the same questions."""

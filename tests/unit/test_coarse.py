@@ -1,0 +1,257 @@
+"""Guards coarse models: no leak, masks at original size, the same numbers however they are made."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tests.training_fixture import make_study, outputs, tiny_config, train, write_case, write_splits
+from ultrarefiner.config import AugmentConfig
+from ultrarefiner.errors import ConfigError, LeakError, SplitError, WeightsError
+from ultrarefiner.images import read_gray, read_mask
+from ultrarefiner.io import file_sha256, read_rows
+from ultrarefiner.training.checkpoint import load_model
+from ultrarefiner.training.coarse import CoarseTask, enlarge, predict, predict_coarse
+from ultrarefiner.training.data import (
+    CoarseData,
+    TrainingBatches,
+    augment,
+    batch_sizes,
+    resize_label,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def trained(study, tmp_path_factory):
+    return train(tiny_config(), study, tmp_path_factory.mktemp("model"))
+
+
+def predict_into(folder, trained, study, protocol="nested"):
+    prepared, splits, _ = study
+    paths = outputs(trained)
+    predict_coarse(
+        paths["model"],
+        paths["card"],
+        prepared=prepared,
+        splits=splits,
+        fold=0,
+        protocol=protocol,
+        masks=folder / "masks",
+        probabilities=folder / "probabilities",
+        device="cpu",
+    )
+    return folder / "masks", folder / "probabilities"
+
+
+def rows_without_time(folder):
+    rows = read_rows(folder / "history.csv")
+    for row in rows:
+        del row["seconds"]
+    return rows
+
+
+def test_card_says_what_made_the_model_and_what_it_has_seen(study, trained):
+    card = json.loads((trained / "card.json").read_text())
+    roles = study[2]
+    assert card["trained_on"] == roles["train"]
+    assert card["selected_on"] == roles["validation"]
+    assert card["selection"] == "validation"
+    assert card["weights_sha256"] == file_sha256(trained / "model.safetensors")
+    assert card["config"]["lr"] == 0.05
+    best = max(float(row["val_dice"]) for row in read_rows(trained / "history.csv"))
+    assert card["metrics"]["dice"] == best
+    assert [path.name for path in (trained / "resume").iterdir()] == ["fingerprint.json"]
+
+
+def test_the_written_model_has_the_metrics_of_its_card(study, trained):
+    net, card = load_model(trained / "model.safetensors", trained / "card.json")
+    validation = CoarseData.read(study[0], card["selected_on"], 32)
+    task = CoarseTask(net, validation, validation, tiny_config())
+    found = task.validate(lambda: None)
+    assert found == {name: card["metrics"][name] for name in found}
+
+
+def test_test_labels_do_not_change_the_chosen_model(study, trained, tmp_path):
+    prepared, splits, roles = make_study(tmp_path)
+    for case in roles["test"]:
+        path = prepared / "npz" / f"{case}.npz"
+        arrays = dict(np.load(path))
+        np.savez_compressed(path, **{**arrays, "label": 1 - arrays["label"]})
+    again = train(tiny_config(), (prepared, splits), tmp_path / "model")
+    assert file_sha256(again / "model.safetensors") == file_sha256(trained / "model.safetensors")
+    assert rows_without_time(again) == rows_without_time(trained)
+
+
+def test_validation_labels_do_change_the_numbers(trained, tmp_path):
+    prepared, splits, roles = make_study(tmp_path)
+    write_case(prepared, roles["validation"][0], seed=99)
+    again = train(tiny_config(), (prepared, splits), tmp_path / "model")
+    assert rows_without_time(again) != rows_without_time(trained)
+
+
+def test_workers_and_file_order_do_not_change_the_numbers(trained, tmp_path):
+    prepared, splits, roles = make_study(tmp_path)
+    backwards = {role: cases[::-1] for role, cases in reversed(roles.items())}
+    write_splits(splits, backwards)
+    again = train(tiny_config(workers=2), (prepared, splits), tmp_path / "model")
+    assert file_sha256(again / "model.safetensors") == file_sha256(trained / "model.safetensors")
+
+
+def test_validation_does_not_depend_on_batches_or_order(study, trained):
+    net, _ = load_model(trained / "model.safetensors", trained / "card.json")
+    cases = [case for role in study[2].values() for case in role]
+    found = []
+    for size, order in ((1, cases), (4, cases), (3, cases[::-1])):
+        data = CoarseData.read(study[0], order, 32)
+        task = CoarseTask(net, data, data, tiny_config(batch_size=size))
+        found.append(task.validate(lambda: None))
+    assert 0.05 < found[0]["dice"] < 0.95
+    # Float rounding may flip a pixel at the threshold, nothing more.
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+    assert found[2] == pytest.approx(found[0], abs=1e-4)
+
+
+def test_prediction_is_complete_at_original_size_and_of_float_probabilities(
+    study, trained, tmp_path
+):
+    masks, probabilities = predict_into(tmp_path, trained, study)
+    roles = study[2]
+    names = sorted(f"{case}.png" for case in roles["test"])
+    for folder in (masks, probabilities):
+        assert sorted(path.name for path in folder.iterdir()) == names
+    net, _ = load_model(trained / "model.safetensors", trained / "card.json")
+    data = CoarseData.read(study[0], roles["test"], 32)
+    for one in predict(net, data, batch_size=2):
+        case = data.cases[one.index]
+        assert one.probability.shape == data.truths[one.index].shape
+        assert np.array_equal(read_mask(masks / f"{case}.png"), one.probability >= 0.5)
+        soft = read_gray(probabilities / f"{case}.png")
+        assert np.abs(soft / 255 - one.probability).max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_model_is_not_applied_to_cases_that_it_has_seen(study, trained, tmp_path):
+    prepared, _, roles = study
+    splits = tmp_path / "splits.csv"
+    write_splits(splits, {"train": roles["test"], "validation": [], "test": roles["train"]})
+    with pytest.raises(LeakError, match=r"trained on 5 of the 5 cases.*toy__0"):
+        predict_into(tmp_path, trained, (prepared, splits, roles))
+    write_splits(splits, {"train": roles["train"], "test": roles["validation"]})
+    with pytest.raises(LeakError, match="selected on 2 of the 2 cases"):
+        predict_into(tmp_path, trained, (prepared, splits, roles))
+    assert not (tmp_path / "masks").exists()
+
+
+def test_protocol_seed_selects_on_the_reported_fold_and_says_so(tmp_path):
+    study = make_study(tmp_path, protocol="seed")
+    folder = train(tiny_config(epochs=1), study, tmp_path / "model", protocol="seed")
+    card = json.loads((folder / "card.json").read_text())
+    assert card["selection"] == "reported fold"
+    assert card["selected_on"] == study[2]["test"]
+    masks, _ = predict_into(tmp_path, folder, study, protocol="seed")
+    assert len(list(masks.iterdir())) == len(study[2]["test"])
+    with pytest.raises(LeakError, match="selected on"):
+        predict_into(tmp_path, folder, study, protocol="nested")
+
+
+def test_absent_starting_weights_stop_with_the_cure(study, tmp_path):
+    absent = tmp_path / "R50+ViT-B_16.npz"
+    config = tiny_config(model="transunet", init="imagenet21k", pretrained=str(absent))
+    with pytest.raises(WeightsError) as caught:
+        train(config, study, tmp_path / "model")
+    for part in (str(absent), "https://", "`init: random`"):
+        assert part in str(caught.value)
+    with pytest.raises(ConfigError, match="transunet_tiny has no ImageNet weights"):
+        train(tiny_config(init="imagenet21k"), study, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_fold_without_training_cases_is_refused(study, tmp_path):
+    write_splits(tmp_path / "splits.csv", {"validation": ["toy__5"], "test": ["toy__7"]})
+    with pytest.raises(SplitError, match=r"splits\.csv: fold 0 has no train cases"):
+        train(tiny_config(), (study[0], tmp_path / "splits.csv"), tmp_path / "model")
+
+
+@pytest.mark.parametrize("count, size", [(25, 24), (1, 24), (3, 1), (49, 24), (7, 3), (24, 24)])
+def test_no_sample_is_dropped_and_no_batch_is_tiny(count, size):
+    sizes = batch_sizes(count, size)
+    assert sum(sizes) == count
+    assert max(sizes) <= size
+    assert max(sizes) - min(sizes) <= 1
+    assert len(sizes) == -(-count // size)
+
+
+def test_batches_are_drawn_from_seed_and_epoch_alone(study):
+    data = CoarseData.read(study[0], study[2]["train"], 32)
+    batches = TrainingBatches(data, AugmentConfig(rotate=0.5), batch_size=2, seed=1)
+    later = [images.clone() for images, _ in batches.epoch(3)]
+    list(batches.epoch(0))
+    torch.rand(5)
+    again = [images for images, _ in batches.epoch(3)]
+    first = [images for images, _ in batches.epoch(0)]
+    assert all(torch.equal(a, b) for a, b in zip(later, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(later, first, strict=True))
+    assert [len(images) for images in later] == batches.sizes == [2, 2, 1]
+
+
+def test_augmentation_moves_image_and_label_together():
+    label = np.zeros((32, 32), np.uint8)
+    label[4:10, 6:20] = 1
+    image = np.repeat(label[..., None] * np.uint8(200), 3, axis=2)
+    config = AugmentConfig(hflip=0.5, vflip=0.5, rot90=0.5, rotate=0.5)
+    seen = set()
+    for seed in range(40):
+        moved, target = augment(image, label, config, np.random.default_rng(seed))
+        seen.add(target.tobytes())
+        assert set(np.unique(target)) <= {0, 1}
+        # A bilinear edge lies within a pixel of the nearest one.
+        inner = cv2.erode(target, np.ones((3, 3), np.uint8)).astype(bool)
+        outer = cv2.dilate(target, np.ones((3, 3), np.uint8)).astype(bool)
+        assert (moved[inner] >= 180).all()
+        assert (moved[~outer] <= 20).all()
+    assert len(seen) > 20
+    never = AugmentConfig(hflip=0, vflip=0, rot90=0, rotate=0)
+    same, kept = augment(image, label, never, np.random.default_rng(0))
+    assert np.array_equal(same, image)
+    assert np.array_equal(kept, label)
+
+
+@pytest.mark.parametrize("key", ["hflip", "vflip", "rot90", "rotate"])
+def test_every_augmentation_key_has_an_effect(key):
+    label = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = np.repeat(label[..., None], 3, axis=2)
+    off = {"hflip": 0, "vflip": 0, "rot90": 0, "rotate": 0}
+    config = AugmentConfig(**{**off, key: 1})
+    moved, target = augment(image, label, config, np.random.default_rng(0))
+    assert not np.array_equal(target, label)
+    if key != "rotate":
+        assert np.array_equal(moved[..., 0], target)
+
+
+def test_labels_and_probabilities_survive_the_trip_through_the_models_size():
+    y, x = np.mgrid[:500, :600]
+    truth = ((y - 240) / 60) ** 2 + ((x - 310) / 80) ** 2 <= 1
+    small = resize_label(truth.astype(np.uint8), 224)
+    ys, xs = np.nonzero(small)
+    centre = ((ys.mean() + 0.5) * 500 / 224 - 0.5, (xs.mean() + 0.5) * 600 / 224 - 0.5)
+    assert centre == pytest.approx((240, 310), abs=0.1)
+    soft = cv2.resize(truth.astype(np.float32), (224, 224), interpolation=cv2.INTER_AREA)
+    mask = enlarge(soft, 500, 600) >= 0.5
+    dice = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+    assert dice > 0.995
+    early = cv2.resize(small, (600, 500), interpolation=cv2.INTER_NEAREST).astype(bool)
+    assert 2 * (early & truth).sum() / (early.sum() + truth.sum()) < dice

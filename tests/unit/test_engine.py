@@ -1,0 +1,226 @@
+"""Guards the engine: every step's rate and gradient, frozen parts, the choice of the best epoch."""
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from ultrarefiner.errors import UltraRefinerError
+from ultrarefiner.io import read_rows
+from ultrarefiner.training.counts import confusion_counts, mean_measures
+from ultrarefiner.training.engine import (
+    EngineSettings,
+    fit,
+    poly_lr,
+    set_train_mode,
+    stop_on_sigterm,
+)
+from ultrarefiner.training.losses import coarse_loss
+from ultrarefiner.training.resume import ResumeFolder
+
+
+class ConvTask:
+    """Two classes of noisy pixels, learned by a small convolution; its Dice can be dictated."""
+
+    def __init__(self, sizes, dices=None):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+        self.sizes, self.dices = sizes, dices
+        generator = torch.Generator().manual_seed(1)
+        self.labels = torch.randint(0, 2, (sum(sizes), 6, 6), generator=generator)
+        noise = torch.randn(self.labels.shape, generator=generator)
+        self.images = (self.labels + 0.3 * noise)[:, None]
+        self.on_batch, self.states = None, []
+
+    def batch_sizes(self, epoch):
+        return self.sizes
+
+    def batches(self, epoch):
+        self.epoch = epoch
+        yield from zip(self.images.split(self.sizes), self.labels.split(self.sizes), strict=True)
+
+    def losses(self, model, batch):
+        if self.on_batch:
+            self.on_batch(self.epoch)
+        logits = model(batch[0])
+        return coarse_loss(logits, batch[1]), confusion_counts(logits.argmax(1) == 1, batch[1] == 1)
+
+    def measure(self, observed):
+        assert len(observed) == sum(self.sizes)
+        return {"dice": mean_measures(observed)["dice"]}
+
+    def validate(self, check):
+        assert not self.model.training
+        self.states.append({k: v.clone() for k, v in self.model.state_dict().items()})
+        if self.dices is not None:
+            return {"dice": self.dices[self.epoch], "loss": 1.0}
+        with torch.inference_mode():
+            logits = self.model(self.images)
+        return mean_measures(confusion_counts(logits.argmax(1) == 1, self.labels == 1))
+
+
+def run(task, folder, **settings):
+    values = {"epochs": 2, "lr": 0.1, "device": "cpu", **settings}
+    resume = ResumeFolder(folder / "resume", {"config": {}})
+    return fit(task, EngineSettings(**values), resume, folder / "history.csv")
+
+
+def weights(task):
+    return torch.cat([parameter.detach().flatten() for parameter in task.model.parameters()])
+
+
+def test_training_learns(tmp_path):
+    task = ConvTask([4, 4])
+    before = mean_measures(
+        confusion_counts(task.model(task.images).argmax(1) == 1, task.labels == 1)
+    )
+    result = run(task, tmp_path, epochs=20, lr=0.5)
+    assert result.metrics["dice"] > max(0.9, before["dice"])
+    assert result.rows[-1]["train_loss"] < 0.5 * result.rows[0]["train_loss"]
+
+
+def test_poly_lr_is_the_closed_form_at_every_step(tmp_path, monkeypatch):
+    rates = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD,
+        "step",
+        lambda self, *args, **kw: (
+            rates.append(self.param_groups[0]["lr"]),
+            step(self, *args, **kw),
+        ),
+    )
+    result = run(ConvTask([2, 2, 2, 2, 1]), tmp_path, epochs=3, accumulate=2, lr=0.3, power=0.9)
+    assert rates == pytest.approx([0.3 * (1 - i / 9) ** 0.9 for i in range(9)], rel=1e-12)
+    assert [row["lr"] for row in result.rows] == pytest.approx([rates[0], rates[3], rates[6]])
+    assert poly_lr(0.3, 5, 9, 0.0) == 0.3
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_accumulated_batches_equal_one_large_batch(tmp_path, optimizer):
+    lr = 0.1 if optimizer == "sgd" else 0.01
+    large, small = ConvTask([8, 3]), ConvTask([4, 4, 3])
+    run(large, tmp_path / "large", optimizer=optimizer, lr=lr)
+    run(small, tmp_path / "small", optimizer=optimizer, lr=lr, accumulate=2)
+    assert weights(small).numpy() == pytest.approx(weights(large).numpy(), abs=1e-6)
+
+
+def test_uneven_batches_of_a_step_weigh_by_their_samples(tmp_path):
+    large, small = ConvTask([7]), ConvTask([4, 2, 1])
+    run(large, tmp_path / "large")
+    run(small, tmp_path / "small", accumulate=3)
+    assert weights(small).numpy() == pytest.approx(weights(large).numpy(), abs=1e-6)
+
+
+def test_gradients_are_clipped_to_the_norm(tmp_path):
+    task = ConvTask([8])
+    before = weights(task)
+    run(task, tmp_path, epochs=1, lr=1.0, momentum=0.0, weight_decay=0.0, grad_clip=0.01)
+    assert (weights(task) - before).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_best_epoch_is_the_earliest_of_equal_ones(tmp_path):
+    task = ConvTask([4], dices=[0.2, 0.7, 0.7, 0.5])
+    result = run(task, tmp_path, epochs=4)
+    assert (result.best_epoch, result.metrics["dice"]) == (2, 0.7)
+    for key, value in task.model.state_dict().items():
+        assert torch.equal(value, task.states[1][key])
+    assert not torch.equal(task.states[1]["0.weight"], task.states[3]["0.weight"])
+
+
+def test_validation_rows_and_the_last_epoch(tmp_path):
+    run(ConvTask([4], dices=[0.1] * 5), tmp_path, epochs=5, validate_every=2)
+    rows = read_rows(tmp_path / "history.csv")
+    assert [row["epoch"] for row in rows] == list("12345")
+    assert [row["val_dice"] for row in rows] == ["", "0.1", "", "0.1", "0.1"]
+    assert list(rows[0])[-1] == "seconds"
+
+
+def test_frozen_parts_do_not_change_and_stay_in_eval_mode(tmp_path):
+    task = ConvTask([4, 4])
+    frozen = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Dropout(0.5))
+    frozen.requires_grad_(False)
+    task.model = nn.Sequential(frozen, nn.Dropout(0.1), task.model)
+    before = {key: value.clone() for key, value in frozen.state_dict().items()}
+    modes = []
+    task.on_batch = lambda epoch: modes.append([m.training for m in task.model.modules()])
+    run(task, tmp_path)
+    for key, value in frozen.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    whole, parts = modes[0][0], modes[0][1:5]
+    assert whole and parts == [False] * 4 and all(modes[0][5:])
+
+
+def test_a_frozen_model_is_refused(tmp_path):
+    task = ConvTask([4])
+    task.model.requires_grad_(False)
+    set_train_mode(task.model)
+    assert not any(module.training for module in task.model.modules())
+    with pytest.raises(UltraRefinerError, match="frozen"):
+        run(task, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_and_says_what_to_change(tmp_path):
+    task = ConvTask([4])
+    task.images[0] = float("nan")
+    with pytest.raises(UltraRefinerError, match=r"nan in epoch 1; lower `lr`"):
+        run(task, tmp_path)
+
+
+def test_mixed_precision_trains_and_keeps_float32_weights(tmp_path):
+    task = ConvTask([4, 4])
+    result = run(task, tmp_path, epochs=20, lr=0.5, precision="bf16-mixed")
+    assert result.metrics["dice"] > 0.9
+    assert weights(task).dtype == torch.float32
+
+
+def test_tensorboard_events_are_written_when_asked(tmp_path):
+    run(ConvTask([4]), tmp_path, tensorboard=tmp_path / "events")
+    assert len(list((tmp_path / "events").iterdir())) == 1
+    run(ConvTask([4]), tmp_path / "other")
+    assert not list((tmp_path / "other").glob("**/*tfevents*"))
+
+
+def test_sigterm_stops_between_batches_and_training_goes_on_from_the_last_epoch(tmp_path, caplog):
+    unbroken, broken, again = ConvTask([4, 2]), ConvTask([4, 2]), ConvTask([4, 2])
+    expected = run(unbroken, tmp_path / "unbroken", epochs=4)
+    handler = signal.getsignal(signal.SIGTERM)
+    broken.on_batch = lambda epoch: epoch == 2 and os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        run(broken, tmp_path / "broken", epochs=4)
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert "stopped by SIGTERM" in caplog.text
+    assert len(read_rows(tmp_path / "broken" / "history.csv")) == 2
+    epochs = []
+    again.on_batch = epochs.append
+    result = run(again, tmp_path / "broken", epochs=4)
+    assert sorted(set(epochs)) == [2, 3]
+    assert torch.equal(weights(again), weights(unbroken))
+    for row in (*result.rows, *expected.rows):
+        row.pop("seconds")
+    assert result.rows == expected.rows
+
+
+def test_a_slurm_job_trains_as_one_process(tmp_path, monkeypatch):
+    for name, value in {"NTASKS": "2", "JOB_NAME": "study", "JOB_ID": "7", "PROCID": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert run(ConvTask([4]), tmp_path).best_epoch is not None
+
+
+def test_other_threads_train_without_a_signal_handler():
+    seen = []
+
+    def work():
+        with stop_on_sigterm() as check:
+            seen.append(signal.getsignal(signal.SIGTERM))
+            check()
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]

@@ -1,0 +1,191 @@
+"""Guards that bad input is one clear error that names the file or key and the cure, before training."""
+
+import csv
+import os
+import resource
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tests.workflow.study import TINY, changed, run_snakemake, snakemake_command, write_study
+from ultrarefiner.datasets.phantom import write_phantom
+
+PLAIN = changed(
+    TINY, refiners={"grabcut": {"family": "grabcut"}}, compare__refine={"grabcut": ["mask"]}
+)
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Return a BUSI folder without problems, inside a folder with a study on it."""
+    write_phantom("busi", tmp_path / "raw", cases=8, size=64, seed=0, odd_cases=False)
+    write_study(tmp_path, changed(PLAIN, datasets={"busi": {"root": "raw"}}))
+    return tmp_path / "raw"
+
+
+def failing_run(folder, *names, targets=("all",)):
+    """Run until it stops; it must name every one of `names` and not have trained."""
+    output = run_snakemake(folder, targets=targets, ok=False)
+    for name in names:
+        assert name in output, output[-4000:]
+    assert not list(folder.glob("results/tiny/*/models/*/*/model.safetensors"))
+    assert not list(folder.glob("results/**/.partial-*"))
+    return output
+
+
+def first_pair(raw):
+    mask = sorted(raw.rglob("*_mask.png"))[0]
+    return mask.with_name(mask.name.replace("_mask", "")), mask
+
+
+def test_wrong_root(tmp_path):
+    write_study(tmp_path, changed(PLAIN, datasets={"busi": {"root": "nowhere"}}))
+    failing_run(tmp_path, "datasets.busi.root", "nowhere")
+
+
+def test_a_folder_of_something_else(tmp_path):
+    (tmp_path / "raw" / "holiday").mkdir(parents=True)
+    (tmp_path / "raw" / "holiday" / "beach.png").write_bytes(b"x")
+    write_study(tmp_path, changed(PLAIN, datasets={"busi": {"root": "raw"}}))
+    failing_run(tmp_path, "raw", "benign")
+
+
+def test_missing_mask(raw):
+    image, mask = first_pair(raw)
+    mask.unlink()
+    failing_run(raw.parent, image.name)
+
+
+def test_truncated_png(raw):
+    image, _ = first_pair(raw)
+    image.write_bytes(image.read_bytes()[:300])
+    failing_run(raw.parent, image.name)
+
+
+def test_mask_with_other_values(raw):
+    _, mask = first_pair(raw)
+    pixels = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(mask), (pixels > 127).astype(np.uint8))
+    failing_run(raw.parent, mask.name, "0", "1")
+
+
+def test_mask_of_another_aspect(raw):
+    _, mask = first_pair(raw)
+    pixels = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(mask), cv2.resize(pixels, (60, 200), interpolation=cv2.INTER_NEAREST))
+    failing_run(raw.parent, mask.name)
+
+
+def test_all_problems_are_listed_at_once(raw):
+    masks = sorted(raw.rglob("*_mask.png"))[:2]
+    masks[0].write_bytes(b"not a png")
+    masks[1].unlink()
+    failing_run(raw.parent, masks[0].name, masks[1].name.replace("_mask", ""))
+
+
+def test_fewer_groups_than_folds(tmp_path):
+    write_study(tmp_path, changed(PLAIN, splits__folds=12, datasets__busi__phantom__cases=6))
+    failing_run(tmp_path, "12", "folds")
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"coarse__transunet__epoch": 3}, ("coarse.transunet.epoch", "epochs")),
+        ({"splits__fold": 3}, ("splits.fold", "folds")),
+        ({"compare__refine": {"grabcut": ["msk"]}}, ("msk", "Did you mean 'mask'")),
+        ({"compare__refine": {"grabcat": ["mask"]}}, ("grabcat", "Did you mean 'grabcut'")),
+        ({"datasets": {"bsui": {"root": "raw"}}}, ("bsui", "Did you mean 'busi'")),
+        ({"prompts__mask__kind": "mask+pont"}, ("mask+pont", "Did you mean 'mask+point'")),
+        ({"coarse__transunet__model": "transunett"}, ("transunett", "Did you mean 'transunet'")),
+        ({"refiners__grabcut__median_": 3}, ("median_", "Did you mean 'median'")),
+        ({"compare__refine": {"grabcut": ["box_loose"]}}, ("box_loose", "rectangle")),
+        ({"coarse__transunet__image_size": 100}, ("image_size", "16")),
+        ({"prompts__mask__expand": 0.2}, ("expand", "mask")),
+    ],
+)
+def test_configuration_errors_name_the_key(tmp_path, change, names):
+    write_study(tmp_path, changed(PLAIN, **change))
+    result = subprocess.run(
+        snakemake_command(tmp_path, "--dry-run"), capture_output=True, text=True
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    for name in names:
+        assert name in output, output
+    assert "Traceback" not in output
+
+
+def test_pretrained_weights_are_asked_for(tmp_path):
+    study = changed(PLAIN, coarse__transunet__model="transunet", coarse__transunet__init=None)
+    write_study(tmp_path, study)
+    failing_run(tmp_path, "coarse.transunet.pretrained", "R50%2BViT-B_16.npz", "init: random")
+
+
+def wrong_weights(path, kind):
+    if kind == "text":
+        path.write_text("<html>404 Not Found</html>")
+    elif kind == "other model":
+        torch.save(torch.nn.Linear(3, 4).state_dict(), path)
+    else:
+        state = torch.load(path, weights_only=True)
+        torch.save({key: value for key, value in state.items() if "mask_tokens" not in key}, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("text", "tiny_sam.pth"), ("other model", "tiny_sam.pth"), ("keys", "mask_tokens")],
+)
+def test_weights_that_are_not_a_sam_checkpoint(study_copy, kind, name):
+    wrong_weights(study_copy / "tiny_sam.pth", kind)
+    output = run_snakemake(
+        study_copy, "--forcerun", "embed_images",
+        targets=("results/tiny/busi/embeddings/tiny_sam/full",), ok=False,
+    )  # fmt: skip
+    assert name in output, output[-4000:]
+    assert "WeightsError" in (
+        study_copy / "results/tiny/logs/embed_images/busi_tiny_sam.log"
+    ).read_text()
+
+
+def test_a_results_folder_that_cannot_be_written(tmp_path):
+    write_study(tmp_path, PLAIN)
+    (tmp_path / "results").write_text("a file where a folder should be")
+    run_snakemake(tmp_path, ok=False)
+
+
+def test_a_full_disk_leaves_nothing_half_written(finished_study, tmp_path):
+    """A process that may not write more than 20 kB stands for a full disk: the same error path."""
+    from ultrarefiner.datasets.prepare import prepare_dataset
+    from ultrarefiner.errors import OutputError
+
+    target = tmp_path / "prepared"
+    pid = os.fork()
+    if pid == 0:
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
+        try:
+            prepare_dataset(
+                name="busi", layout="busi", root=finished_study / "results/tiny/busi/phantom",
+                include_empty=False, cases=target / "cases.csv",
+                published_folds=target / "published_folds.csv", excluded=target / "excluded.csv",
+                npz=target / "npz", images=target / "images", masks=target / "masks",
+            )  # fmt: skip
+        except OutputError:
+            os._exit(0)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert not [path for path in target.rglob("*") if path.is_file()]
+
+
+def test_every_score_row_belongs_to_a_case(finished_study):
+    run = finished_study / "results" / "tiny"
+    with open(run / "report" / "scores.csv", newline="") as handle:
+        scored = {row["case"] for row in csv.DictReader(handle)}
+    with open(run / "busi" / "prepared" / "cases.csv", newline="") as handle:
+        assert scored == {row["case"] for row in csv.DictReader(handle)}

@@ -1,0 +1,82 @@
+"""Guards that the shipped studies plan in a fresh checkout, also by profile and as a module."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.workflow.study import ROOT, planned
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """Return a copy of the checkout as git would clone it: no data, no results."""
+    folder = tmp_path_factory.mktemp("clone") / "checkout"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split("\0")  # fmt: skip
+    for name in filter(None, listed):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).exists():
+            shutil.copy2(ROOT / name, target, follow_symlinks=False)
+    return folder
+
+
+def snakemake(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", *arguments], cwd=folder, capture_output=True, text=True
+    )
+
+
+def test_the_default_study_plans(fresh):
+    result = snakemake(fresh, "-n", "all")
+    assert result.returncode == 0, result.stderr + result.stdout
+    jobs = planned(result.stdout + result.stderr)
+    # 2 datasets x 5 folds; one coarse model; seven refined methods.
+    assert jobs["train_coarse"] == 10
+    assert jobs["refine_masks"] == 70
+    assert jobs["score_masks"] == 80
+
+
+@pytest.mark.parametrize("profile", ["slurm", "profiles/slurm", "profiles/workstation"])
+def test_profiles_plan(fresh, profile):
+    result = snakemake(fresh, "--profile", profile, "-n", "all")
+    assert result.returncode == 0, result.stderr + result.stdout
+
+
+def test_the_demo_plans(fresh):
+    result = snakemake(fresh, "--configfile", "config/demo.yaml", "-n", "all")
+    assert result.returncode == 0, result.stderr + result.stdout
+    assert planned(result.stdout + result.stderr)["train_coarse"] == 6
+
+
+def test_the_catalog_entry_plans(fresh):
+    result = snakemake(fresh, "--snakefile", "workflow/Snakefile", "-n", "all")
+    assert result.returncode == 0, result.stderr + result.stdout
+
+
+def test_another_workflow_can_import_it(fresh, tmp_path):
+    (tmp_path / "Snakefile").write_text(
+        f'configfile: "{fresh}/config/demo.yaml"\n'
+        f'module house:\n    snakefile: "{fresh}/Snakefile"\n    config: config\n'
+        "use rule * from house as house_*\n"
+    )
+    result = snakemake(tmp_path, "-n", "house_all")
+    assert result.returncode == 0, result.stderr + result.stdout
+
+
+def test_missing_data_stops_a_real_run_before_its_first_job(fresh):
+    result = snakemake(fresh, "--cores", "1", "all")
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    for part in ("datasets.busi.root", "data/BUSI", "R50", "sam_vit_b_01ec64.pth"):
+        assert part in output
+    assert not (fresh / "results" / "main" / "busi").exists()
+
+
+def test_lint_is_clean(fresh):
+    result = snakemake(fresh, "--lint")
+    assert result.returncode == 0, result.stderr + result.stdout

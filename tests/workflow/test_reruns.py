@@ -1,0 +1,70 @@
+"""Guards that a change reruns exactly what depends on it, and nothing else."""
+
+import pytest
+
+from tests.workflow.study import TINY, changed, planned, run_snakemake, write_study
+
+REPORT = {"summarise_scores", "compare_methods", "plot_scores", "draw_overlays", "write_report"}
+
+
+def plan(folder, study, comment=""):
+    write_study(folder, study, comment)
+    return planned(run_snakemake(folder, "--dry-run"))
+
+
+@pytest.fixture
+def folder(finished_study):
+    yield finished_study
+    write_study(finished_study, TINY)
+
+
+def test_a_finished_study_plans_nothing(folder):
+    assert plan(folder, TINY) == {}
+
+
+def test_a_comment_reruns_nothing(folder):
+    assert plan(folder, TINY, comment="a thought") == {}
+
+
+def test_reordered_keys_rerun_nothing(folder):
+    study = changed(TINY)
+    study["coarse"]["transunet"] = dict(reversed(study["coarse"]["transunet"].items()))
+    study["prompts"] = dict(reversed(study["prompts"].items()))
+    assert plan(folder, study) == {}
+
+
+def test_threads_and_workers_rerun_nothing(folder):
+    study = changed(TINY, coarse__transunet__threads=2, coarse__transunet__workers=1)
+    assert "train_coarse" not in plan(folder, study)
+
+
+def test_expand_reruns_only_its_prompt_mode(folder):
+    jobs = plan(folder, changed(TINY, prompts__box_loose__expand=0.3))
+    assert {rule: jobs.get(rule) for rule in ("make_prompts", "refine_masks", "score_masks")} == {
+        "make_prompts": 2,
+        "refine_masks": 2,
+        "score_masks": 2,
+    }
+    assert set(jobs) == {"make_prompts", "refine_masks", "score_masks"} | REPORT
+
+
+def test_epochs_rerun_training_and_what_follows(folder):
+    jobs = plan(folder, changed(TINY, coarse__transunet__epochs=3))
+    assert jobs["train_coarse"] == 2
+    assert jobs["predict_coarse"] == 2
+    assert jobs["make_prompts"] == 4
+    assert jobs["refine_masks"] == 4
+    assert not {"write_phantom", "check_dataset", "prepare_dataset", "split_folds"} & set(jobs)
+    assert "embed_images" not in jobs
+
+
+def test_a_new_method_retrains_nothing(folder):
+    study = changed(TINY, compare__refine__tiny_sam=["box_loose", "mask"])
+    jobs = plan(folder, study)
+    assert jobs["refine_masks"] == 2
+    assert not {"train_coarse", "predict_coarse", "embed_images", "make_prompts"} & set(jobs)
+
+
+def test_the_report_title_rewrites_only_the_report(folder):
+    jobs = plan(folder, changed(TINY, report__title="Another title"))
+    assert set(jobs) == {"write_report"}

@@ -1,0 +1,112 @@
+"""Guards the main job: raw folders in, a report out, every artifact where the design says."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from tests.workflow.study import TINY, run_snakemake, write_study
+from ultrarefiner.images import read_gray
+
+METHODS = ("transunet", "grabcut-mask", "grabcut-oracle_mask", "tiny_sam-box_loose")
+
+
+def rows(path):
+    with open(path, newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_every_artifact_is_where_the_design_says(finished_study):
+    run = finished_study / "results" / "tiny"
+    cases = rows(run / "busi" / "prepared" / "cases.csv")
+    splits = rows(run / "busi" / "splits.csv")
+    assert len(cases) == 14
+    for case in cases:
+        with np.load(run / "busi" / "prepared" / "npz" / f"{case['case']}.npz") as data:
+            assert data["image"].dtype == np.uint8
+            assert data["image"].shape == (int(case["height"]), int(case["width"]), 3)
+            assert set(np.unique(data["label"])) <= {0, 1}
+            assert data["original_size"].tolist() == list(data["label"].shape)
+    for fold in (0, 1):
+        test = {row["case"] for row in splits if row["fold"] == str(fold) and row["role"] == "test"}
+        model = run / "busi" / "models" / "transunet" / f"fold{fold}"
+        assert (model / "model.safetensors").is_file()
+        assert not test & set(json.loads((model / "card.json").read_text())["trained_on"])
+        for method in METHODS:
+            shelf = run / "busi" / "masks" / method / f"fold{fold}"
+            assert {path.stem for path in shelf.glob("*.png")} == test
+            for path in shelf.glob("*.png"):
+                assert set(np.unique(read_gray(path))) <= {0, 255}
+            table = rows(run / "busi" / "scores" / method / f"fold{fold}.csv")
+            assert {row["case"] for row in table} == test
+            assert {row["oracle"] for row in table} == {str("oracle" in method).lower()}
+    assert {row["method"] for row in rows(run / "report" / "scores.csv")} == set(METHODS)
+
+
+def test_the_log_carries_provenance(finished_study):
+    logs = finished_study / "results" / "tiny" / "logs"
+    record = json.loads((logs / "train_coarse" / "busi_transunet_fold0.json").read_text())
+    assert record["params"]["training"]["epochs"] == 2
+    assert record["seed"] > 0
+    assert {"torch", "snakemake", "python"} <= set(record["versions"])
+    assert "★" in (logs / "train_coarse" / "busi_transunet_fold0.log").read_text()
+
+
+def test_the_report_is_one_offline_file(finished_study):
+    page = (finished_study / "results" / "tiny" / "report" / "report.html").read_text()
+    assert 'src="http' not in page
+    assert 'href="http' not in page
+    assert "oracle" in page
+    for method in METHODS:
+        assert method in page
+
+
+def test_same_inputs_give_the_same_bytes(finished_study, tmp_path):
+    write_study(tmp_path, TINY)
+    (tmp_path / "tiny_sam.pth").write_bytes((finished_study / "tiny_sam.pth").read_bytes())
+    target = "results/tiny/busi/masks/grabcut-mask/fold1"
+    run_snakemake(tmp_path, targets=(target, "results/tiny/busi/splits.csv"))
+    for name in ("busi/splits.csv", "busi/prepared/cases.csv"):
+        again, first = (f / "results" / "tiny" / name for f in (tmp_path, finished_study))
+        assert again.read_bytes() == first.read_bytes()
+    masks = sorted((tmp_path / target).glob("*.png"))
+    assert masks
+    for path in masks:
+        assert path.read_bytes() == (finished_study / target / path.name).read_bytes()
+
+
+def test_stray_files_on_the_shelf_are_not_scored(study_copy):
+    shelf = study_copy / "results" / "tiny" / "busi" / "masks" / "transunet" / "fold0"
+    some = next(shelf.glob("*.png"))
+    (shelf / "busi__intruder.png").write_bytes(some.read_bytes())
+    table = "results/tiny/busi/scores/transunet/fold0.csv"
+    before = rows(study_copy / table)
+    run_snakemake(study_copy, "--forcerun", "score_masks", targets=(table,))
+    assert rows(study_copy / table) == before
+
+
+def test_a_leaking_card_stops_the_prediction(study_copy):
+    base = study_copy / "results" / "tiny" / "busi"
+    test = [r["case"] for r in rows(base / "splits.csv") if r["fold"] == "0" and r["role"] == "test"]
+    path = base / "models" / "transunet" / "fold0" / "card.json"
+    card = json.loads(path.read_text())
+    card["trained_on"].append(test[0])
+    path.write_text(json.dumps(card))
+    output = run_snakemake(
+        study_copy, "--forcerun", "predict_coarse",
+        targets=("results/tiny/busi/masks/transunet/fold0",), ok=False,
+    )  # fmt: skip
+    assert test[0] in output
+    log = study_copy / "results/tiny/logs/predict_coarse/busi_transunet_fold0.log"
+    assert "Traceback" in log.read_text()
+    assert "LeakError" in log.read_text()
+    assert not (base / "masks" / "transunet" / "fold0").exists()
+
+
+@pytest.mark.parametrize("rule", ["summarise_scores", "compare_methods"])
+def test_tables_are_the_same_when_made_again(study_copy, rule):
+    report = study_copy / "results" / "tiny" / "report"
+    before = {name: (report / name).read_bytes() for name in ("summary.csv", "comparisons.csv")}
+    run_snakemake(study_copy, "--forcerun", rule, targets=("results/tiny/report/comparisons.csv",))
+    assert before == {name: (report / name).read_bytes() for name in before}
