@@ -134,13 +134,8 @@ def overlay_inputs(wildcards):
 
 def model_files(name):
     """Return a function that lists one file of every trained model."""
-
-    def files(wildcards):
-        return run_files(
-            "results/{run}/{dataset}/models/{coarse}/fold{fold}/" + name, COARSE
-        )
-
-    return files
+    pattern = f"results/{{run}}/{{dataset}}/models/{{coarse}}/fold{{fold}}/{name}"
+    return lambda wildcards: run_files(pattern, COARSE)
 
 
 def history_entries(wildcards):

@@ -80,33 +80,49 @@ def summary(
     results: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
 ) -> None:
     """Print the summary table of a run and where its report lies."""
-    import pandas as pd
+    from ultrarefiner.io import read_rows
 
     folder = results / run / "report"
     if not (folder / "summary.csv").is_file():
         raise _stop(UltraRefinerError(f"{folder}/summary.csv is not there; run `snakemake` first"))
-    table = pd.read_csv(folder / "summary.csv", dtype={"fold": str})
-    table = table[(table["fold"] == "all") & (table["subgroup"] == "all")]
-    rows = table.pivot_table(
-        index=["dataset", "method"],
-        columns="metric",
-        values=["n", "mean", "std", "ci_low", "ci_high", "misses"],
-        sort=False,
-    )
-    shown = Table(title=f"run {run}: mean [95 % interval over groups]")
-    for column in ("dataset", "method", "n", "Dice", "IoU", "HD95 px", "misses"):
-        shown.add_column(column, justify="left" if column in ("dataset", "method") else "right")
-    oracles = set(table.loc[table["oracle"].astype(str).str.lower() == "true", "method"])
-    for (dataset, method), row in rows.iterrows():
-        cells = [
-            f"{row['mean', m]:.{d}f} [{row['ci_low', m]:.{d}f}, {row['ci_high', m]:.{d}f}]"
-            for m, d in (("dice", 3), ("iou", 3), ("hd95_px", 1))
-        ]
-        label = f"{method} (oracle)" if method in oracles else method
-        counts = f"{row['n', 'dice']:.0f}", f"{row['misses', 'dice']:.0f}"
-        shown.add_row(dataset, label, counts[0], *cells, counts[1])
-    console.print(shown)
+    rows: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for row in read_rows(folder / "summary.csv"):
+        if row["fold"] == "all" and row["subgroup"] == "all":
+            rows.setdefault((row["dataset"], row["method"]), {})[row["metric"]] = row
+    differences = {
+        (row["dataset"], row["method"]): row
+        for row in read_rows(folder / "comparisons.csv")
+        if row["metric"] == "dice"
+    }
+    table = Table(title=f"run {run}: mean [95 % interval over groups]")
+    for column in ("dataset", "method"):
+        table.add_column(column, no_wrap=True)
+    for column in ("n", "Dice", "Dice - coarse", "IoU", "HD95 px", "misses"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for (dataset, method), metrics in rows.items():
+        dice = metrics["dice"]
+        label = f"{method} (oracle)" if dice["oracle"] == "true" else method
+        difference = differences.get((dataset, method))
+        table.add_row(
+            dataset,
+            label,
+            dice["n"],
+            _interval(dice, "mean", ".3f"),
+            "" if difference is None else _interval(difference, "mean_difference", "+.3f"),
+            _interval(metrics["iou"], "mean", ".3f"),
+            _interval(metrics["hd95_px"], "mean", ".1f"),
+            dice["misses"],
+        )
+    Console(width=max(console.width, 140)).print(table)
     console.print(f"report: {(folder / 'report.html').resolve()}", highlight=False)
+
+
+def _interval(row: dict[str, str], value: str, digits: str) -> str:
+    """Return "mean [low, high]" of a table's row, or the mean alone where it has no interval."""
+    mean, low, high = row[value], row["ci_low"], row["ci_high"]
+    if not low or not high:
+        return format(float(mean), digits)
+    return f"{float(mean):{digits}} [{float(low):{digits}}, {float(high):{digits}}]"
 
 
 @app.command()

@@ -89,6 +89,7 @@ def test_folds_are_whole_and_keep_patients(layout, root):
         assert 0 <= fold < count
         patient = cases[case].patient or case
         assert fold_of.setdefault((count, patient), fold) == fold
+    assert {count for _, count, _ in listing.folds} <= set(DATASETS[layout].published_folds)
     for count in {count for _, count, _ in listing.folds}:
         assert {case for case, n, _ in listing.folds if n == count} == set(cases)
 

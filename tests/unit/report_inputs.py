@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ultrarefiner.evaluation.metrics import score_case
+from ultrarefiner.evaluation.scores import SCORE_COLUMNS, plain
+from ultrarefiner.evaluation.summary import compare_methods, summarise_scores
 from ultrarefiner.images import write_mask, write_png
-from ultrarefiner.io import write_json
+from ultrarefiner.io import write_json, write_rows
 
 METHODS = {
     "transunet": ("none", False),
@@ -14,17 +17,11 @@ METHODS = {
     "sam-both": ("coarse", False),
     "sam-oracle_box": ("ground_truth", True),
 }
-METRICS = ("dice", "iou", "hd95_px", "hd95_mm", "assd_px", "nsd", "precision", "recall")
 
 
 def ellipse(shape, centre, radii):
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     return ((columns - centre[0]) / radii[0]) ** 2 + ((rows - centre[1]) / radii[1]) ** 2 <= 1
-
-
-def overlap(prediction, truth):
-    total = prediction.sum() + truth.sum()
-    return 2.0 * (prediction & truth).sum() / total if total else 1.0
 
 
 def write_case(root, dataset, case, image, truth, masks, fold):
@@ -45,108 +42,33 @@ def write_case(root, dataset, case, image, truth, masks, fold):
 
 
 def score_row(dataset, fold, case, label, method, prediction, truth):
+    """Return a row of the score table; busbra has a pixel spacing and two images a patient."""
     prompt, oracle = METHODS[method]
-    dice = overlap(prediction, truth)
-    missed = not prediction.any()
-    return {
+    spacing = (0.1, 0.1) if dataset == "busbra" else None
+    scores = score_case(prediction, truth, spacing)
+    patient = f"patient_{int(case.rsplit('_', 1)[1]) // 2}"
+    row = {
         "dataset": dataset,
         "fold": fold,
         "case": case,
-        "group": case,
+        "group": patient if dataset == "busbra" else case,
         "label": label,
         "method": method,
         "prompt_source": prompt,
-        "dice": dice,
-        "iou": dice / (2.0 - dice),
-        "hd95_px": float(np.hypot(*truth.shape)) if missed else 40.0 * (1.0 - dice) + 1.0,
-        "hd95_mm": None,
-        "assd_px": 10.0 * (1.0 - dice),
-        "nsd": dice**2,
-        "precision": dice,
-        "recall": dice,
-        "empty_prediction": "true" if missed else "false",
-        "empty_truth": "false",
-        "oracle": "true" if oracle else "false",
+        **scores,
+        "oracle": oracle,
         "selection": "validation",
-        "area_share": truth.mean(),
+        "area_share": float(truth.mean()),
     }
-
-
-def interval(values):
-    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return values.mean() - half, values.mean() + half
-
-
-def summary_rows(scores):
-    areas = scores.drop_duplicates(["dataset", "case"])["area_share"]
-    bounds = areas.quantile([1 / 3, 2 / 3]).tolist()
-    sizes = np.array(["small", "medium", "large"])[np.searchsorted(bounds, scores["area_share"])]
-    views = [("all", "all", scores)]
-    views += [(f"label={k}", "all", v) for k, v in scores.groupby("label")]
-    views += [(f"size={k}", "all", v) for k, v in scores.groupby(sizes)]
-    views += [("all", k, v) for k, v in scores.groupby("fold")]
-    views += [("all", "all", scores.assign(dataset="pooled"))]
-    for subgroup, fold, view in views:
-        for (dataset, method), rows in view.groupby(["dataset", "method"]):
-            for metric in METRICS:
-                values = rows[metric].astype(float)
-                low, high = interval(values)
-                yield {
-                    "dataset": dataset,
-                    "method": method,
-                    "oracle": rows["oracle"].iloc[0],
-                    "selection": "validation",
-                    "prompt_source": rows["prompt_source"].iloc[0],
-                    "subgroup": subgroup,
-                    "fold": fold,
-                    "metric": metric,
-                    "n": len(rows),
-                    "mean": values.mean(),
-                    "std": values.std(ddof=1),
-                    "median": values.median(),
-                    "ci_low": low,
-                    "ci_high": high,
-                    "misses": rows["empty_prediction"].eq("true").sum(),
-                    "false_positives": 0,
-                }
-
-
-def comparison_rows(scores):
-    for name in [*sorted(set(scores["dataset"])), "pooled"]:
-        mine = scores if name == "pooled" else scores[scores["dataset"].eq(name)]
-        wide = mine.pivot(index="case", columns="method", values="dice")
-        for method in wide.columns.drop("transunet"):
-            difference = wide[method] - wide["transunet"]
-            low, high = interval(difference)
-            yield {
-                "dataset": name,
-                "method": method,
-                "reference": "transunet",
-                "oracle": "true" if METHODS[method][1] else "false",
-                "metric": "dice",
-                "n": len(difference),
-                "mean_method": wide[method].mean(),
-                "mean_reference": wide["transunet"].mean(),
-                "mean_difference": difference.mean(),
-                "ci_low": low,
-                "ci_high": high,
-                "wilcoxon_p": 0.0002,
-                "holm_p": 0.0004,
-                "better": int((difference > 0).sum()),
-                "worse": int((difference < 0).sum()),
-                "equal": int((difference == 0).sum()),
-                "effect_size": 0.7,
-            }
+    return {name: plain(row[name]) for name in SCORE_COLUMNS}
 
 
 def write_history(path, fold, epochs=12):
-    best, rows = 0.0, []
+    rows = []
     for epoch in range(1, epochs + 1):
         dice = 0.85 - 0.7 * np.exp(-epoch / 4) + 0.02 * np.sin(3 * epoch + fold)
         loss = 0.1 + np.exp(-epoch / 5)
-        mark = "true" if dice > best else "false"
-        rows.append({"epoch": epoch, "train_loss": loss, "lr": 0.01, "val_dice": dice, "best": mark})
-        best = max(best, dice)
+        rows.append({"epoch": epoch, "train_loss": loss, "lr": 0.01, "val_dice": dice})
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(path, index=False)
 
@@ -161,7 +83,7 @@ def write_card(path, dataset, fold):
             "dataset": dataset,
             "fold": fold,
             "config": {"epochs": 12},
-            "metrics": {"val_dice": 0.8312, "best_epoch": 11},
+            "metrics": {"epoch": 11, "dice": 0.8312},
             "selection": "validation",
             "trained_on": [f"{dataset}__{i}" for i in range(30)],
             "parents": {"R50+ViT-B_16.npz": "c" * 64},
@@ -230,12 +152,11 @@ def write_study(root: Path, datasets=("busi", "busbra"), count=12, cases=make_ca
         warnings = [f"{dataset} (3).png has no mask", "two files hold the same image"]
         report = {"dataset": dataset, "layout": dataset, "root": "data", "errors": []}
         write_json(checks[-1], {**report, "warnings": warnings, "facts": facts})
-    scores = pd.DataFrame(rows)
-    (root / "report").mkdir(parents=True, exist_ok=True)
+    table = root / "report/table.csv"
+    write_rows(table, SCORE_COLUMNS, rows)
     paths = {name: root / "report" / f"{name}.csv" for name in ("scores", "summary", "comparisons")}
-    scores.to_csv(paths["scores"], index=False)
-    pd.DataFrame(summary_rows(scores)).to_csv(paths["summary"], index=False)
-    pd.DataFrame(comparison_rows(scores)).to_csv(paths["comparisons"], index=False)
+    summarise_scores([table], paths["scores"], paths["summary"], bootstrap=200)
+    compare_methods(paths["scores"], "transunet", paths["comparisons"], bootstrap=200)
     provenance = {
         "revision": "0123abc",
         "device": "cpu",

@@ -1,15 +1,17 @@
 """Each adapter pairs the right files, reads patients, classes and folds, and lists all problems."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ultrarefiner.datasets import DATASETS, find_cases, read_case
+from ultrarefiner.datasets import DATASETS, find_cases, layouts, read_case
 from ultrarefiner.datasets.base import slug
 from ultrarefiner.datasets.layouts import list_cases
 from ultrarefiner.errors import ConfigError, DatasetError
+from ultrarefiner.registry import Registry
 
 
 def image(path, seed=0, shape=(24, 32)):
@@ -178,6 +180,12 @@ def test_a_parent_with_two_copies_is_ambiguous(busi):
 def test_unknown_layout_is_a_config_error(tmp_path):
     with pytest.raises(ConfigError, match="Did you mean 'busi'"):
         find_cases("bussi", tmp_path)
+
+
+def test_a_new_dataset_is_one_row(busi, monkeypatch):
+    row = replace(DATASETS["busi"], adapter="ultrarefiner.datasets.busi:list_busi")
+    monkeypatch.setattr(layouts, "DATASETS", Registry("dataset layout", {"clinic": row}))
+    assert find_cases("clinic", busi)[0].id == "clinic__benign_1"
 
 
 def test_system_files_are_nothing(busi):

@@ -19,6 +19,7 @@ from ultrarefiner.training.data import (
     TrainingBatches,
     augment,
     batch_sizes,
+    resize_image,
     resize_label,
 )
 
@@ -206,6 +207,22 @@ def test_batches_are_drawn_from_seed_and_epoch_alone(study):
     assert all(torch.equal(a, b) for a, b in zip(later, again, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(later, first, strict=True))
     assert [len(images) for images in later] == batches.sizes == [2, 2, 1]
+
+
+def test_every_epoch_has_an_order_of_its_own(study):
+    data = CoarseData.read(study[0], study[2]["train"], 32)
+    never = AugmentConfig(hflip=0, vflip=0, rot90=0, rotate=0)
+    batches = TrainingBatches(data, never, batch_size=5, seed=1)
+    first, second = (next(batches.epoch(epoch))[0].numpy() for epoch in (0, 1))
+    assert not np.array_equal(first, second)
+    assert np.array_equal(np.sort(first, axis=0), np.sort(second, axis=0))
+
+
+def test_images_are_averaged_when_they_shrink_and_interpolated_when_they_grow():
+    stripes = np.tile(np.array([0, 200], np.uint8), (64, 32))
+    assert (resize_image(stripes, 32) == 100).all()
+    ramp = np.tile(np.array([0, 200], np.uint8), (2, 1))
+    assert resize_image(ramp, 4)[0].tolist() == [0, 50, 150, 200]
 
 
 def test_augmentation_moves_image_and_label_together():

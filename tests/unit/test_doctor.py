@@ -129,6 +129,7 @@ def test_equal_pixels_with_other_masks_are_told(root):
     write(root / "benign", "benign (6)", texture(1), lesion((5, 5, 20, 20)))
     found = examine_dataset("busi", root)
     one(found.warnings, "benign (1).png = benign (6).png", "different masks", "decide")
+    assert found.facts["near_duplicates"] == {"sets": 0, "images": 0}
 
 
 def test_near_duplicates_are_counted(root):

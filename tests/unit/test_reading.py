@@ -182,6 +182,7 @@ def test_anti_aliased_and_blurred_edges_are_fine(tmp_path):
     for name, gray in {
         "sharp": disc(420, 420),
         "blurred": cv2.GaussianBlur(disc(200, 300), (0, 0), 3),
+        "enlarged four times": np.kron(disc(80, 90), np.ones((4, 4), np.uint8)),
         "at the border": np.roll(disc(100, 100), 50, axis=1),
     }.items():
         assert len(np.unique(gray)) > 5, name
@@ -202,11 +203,11 @@ def test_masks_of_another_size_are_aligned(tmp_path, size):
 def test_alignment_does_not_shift():
     # A centred square stays centred: sums over mirror halves are equal.
     square = np.zeros((420, 420), np.uint8)
-    square[105:315, 105:315] = 255
-    for side in (128, 840, 210):
+    square[101:319, 101:319] = 255
+    for side in (128, 588, 840, 210):
         label = align_mask(square, side, side)
         assert np.array_equal(label, label[::-1]) and np.array_equal(label, label[:, ::-1])
-        assert label.sum() == pytest.approx((side / 2) ** 2, rel=0.02)
+        assert label.sum() == pytest.approx((side * 218 / 420) ** 2, rel=0.02)
 
 
 def test_each_mask_is_thresholded_before_they_are_joined(tmp_path):

@@ -14,6 +14,7 @@ from ultrarefiner.models.sam import frame_size, input_tensor, scale_coordinates
 from ultrarefiner.prompts.base import Prompt
 from ultrarefiner.refine import load_refiner
 from ultrarefiner.refine.embeddings import SamEmbedding, image_sha256
+from ultrarefiner.refine.options import SamOptions
 from ultrarefiner.refine.sam import mask_prompt_logits
 
 SIZES = [(150, 200), (201, 133), (1300, 700)]
@@ -39,18 +40,17 @@ def dice(a, b):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_tiny_sam(tmp_path_factory.mktemp("weights") / "tiny.pth")
-
-
-@pytest.fixture(scope="module")
-def refiner(weights):
+def official_frame(tmp_path_factory):
+    """Return the refiner of a tiny SAM with the frame of 1024 that every published one has."""
+    weights = write_tiny_sam(tmp_path_factory.mktemp("weights") / "tiny.pth")
     return load_refiner("sam", weights=str(weights), device="cpu")
 
 
 @pytest.fixture(scope="module")
-def single(weights):
-    return load_refiner("sam", weights=str(weights), device="cpu", mask_choice="single")
+def refiner(tmp_path_factory):
+    """Return the refiner of a tiny SAM with a frame of 256, low-resolution masks of 64."""
+    weights = write_tiny_sam(tmp_path_factory.mktemp("weights") / "small.pth", side=256)
+    return load_refiner("sam", weights=str(weights), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def embedding(refiner, image):
 def prompts():
     """One prompt of each kind, for an image of 150 x 200."""
     mask = ellipse(150, 200)
-    logits = np.random.default_rng(1).normal(0, 4, (256, 256)).astype(np.float32)
+    logits = np.random.default_rng(1).normal(0, 4, (64, 64)).astype(np.float32)
     return {
         "box": Prompt(box=(50, 52, 110, 113)),
         "point": Prompt(points=np.array([[80, 82]])),
@@ -84,7 +84,8 @@ KINDS = ["box", "point", "points", "box+point", "mask", "mask+point", "mask_logi
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_prompt_gives_the_predictors_masks(refiner, single, size):
+def test_every_prompt_gives_the_predictors_masks(official_frame, size, monkeypatch):
+    refiner = official_frame
     height, width = size
     image = speckle(height, width)
     embedding = refiner.embed(image)
@@ -117,7 +118,9 @@ def test_every_prompt_gives_the_predictors_masks(refiner, single, size):
         assert found.low_res_logits.dtype == np.float32
         assert found.score == pytest.approx(float(ious[best]))
         masks, ious, low = predictor.predict(**arguments, multimask_output=False)
-        found = single.refine(embedding, prompt)
+        with monkeypatch.context() as context:
+            context.setattr(refiner, "options", SamOptions(mask_choice="single"))
+            found = refiner.refine(embedding, prompt)
         assert np.array_equal(found.mask, masks[0])
         assert found.score == pytest.approx(float(ious[0]))
 
@@ -141,7 +144,7 @@ def test_an_embedding_keeps_what_it_was_made_of(refiner, embedding, image, tmp_p
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     again = SamEmbedding.load(tmp_path / "a.safetensors")
     assert np.array_equal(again.features, embedding.features)
-    assert again.image_hw == image.shape[:2] and again.input_size == (768, 1024)
+    assert again.image_hw == image.shape[:2] and again.input_size == (192, 256)
     assert again.image_sha256 == image_sha256(image) != image_sha256(image[::-1])
     assert again.weights_sha256 == refiner.weights_sha256
 
@@ -230,8 +233,8 @@ def test_coordinates_are_scaled_for_each_axis_and_not_shifted():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_model_sees_contrast_and_zero_padding(refiner, size):
-    pixels, (height, width) = input_tensor(speckle(*size), refiner.sam)
+def test_the_model_sees_contrast_and_zero_padding(official_frame, size):
+    pixels, (height, width) = input_tensor(speckle(*size), official_frame.sam)
     assert pixels.shape == (1, 3, 1024, 1024) and pixels.dtype == torch.float32
     seen = pixels[..., :height, :width]
     assert seen.std() > 0.1 and seen.min() < -1 and seen.max() > 0.5
@@ -261,8 +264,8 @@ def test_an_image_of_another_type_or_shape_is_refused(refiner, wrong):
         ),
         (Prompt(mask=np.full((150, 200), 255, np.uint8)), "from 255 to 255"),
         (Prompt(mask=np.full((150, 200), np.nan)), "must be bool or a probability"),
-        (Prompt(mask_logits=np.zeros((128, 128))), r"shape \(128, 128\).*\(256, 256\)"),
-        (Prompt(mask_logits=np.full((256, 256), np.inf)), "finite"),
+        (Prompt(mask_logits=np.zeros((256, 256))), r"shape \(256, 256\).*\(64, 64\)"),
+        (Prompt(mask_logits=np.full((64, 64), np.inf)), "finite"),
     ],
 )
 def test_a_prompt_that_does_not_fit_is_refused(refiner, embedding, prompt, reason):
@@ -271,7 +274,7 @@ def test_a_prompt_that_does_not_fit_is_refused(refiner, embedding, prompt, reaso
 
 
 def test_an_embedding_of_other_weights_is_refused(embedding, tmp_path):
-    other = load_refiner("sam", weights=str(write_tiny_sam(tmp_path / "other.pth", seed=1)))
+    other = load_refiner("sam", weights=str(write_tiny_sam(tmp_path / "other.pth", 1, side=256)))
     with pytest.raises(WeightsError, match="made with weights"):
         other.refine(embedding, Prompt(box=(1, 1, 9, 9)))
 

@@ -189,6 +189,8 @@ def test_methods_on_other_cases_are_refused(study):
         by_method([*rows, other[0], other[2]])
     with pytest.raises(UltraRefinerError, match=r"twice on toy__a"):
         by_method([*rows, rows[0]])
+    with pytest.raises(UltraRefinerError, match=r"different truths of toy__c"):
+        by_method([*rows, *other[:2], other[2] | {"area_share": 0.5}])
     with pytest.raises(UltraRefinerError, match="selection"):
         by_method([*rows[:2], rows[2] | {"selection": "reported fold"}])
 

@@ -8,89 +8,14 @@ import sys
 
 import numpy as np
 import pytest
-from scipy import stats
+from score_tables import METHODS, SIDE, column, compare, make_tables, pick, summarise
 
 from ultrarefiner.errors import UltraRefinerError
-from ultrarefiner.evaluation.metrics import METRICS, score_case
-from ultrarefiner.evaluation.scores import SCORE_COLUMNS, plain
-from ultrarefiner.evaluation.statistics import cluster_bootstrap, holm
-from ultrarefiner.evaluation.summary import (
-    COMPARISON_COLUMNS,
-    SUMMARY_COLUMNS,
-    compare_methods,
-    size_of,
-    summarise_scores,
-)
+from ultrarefiner.evaluation.metrics import METRICS
+from ultrarefiner.evaluation.scores import SCORE_COLUMNS
+from ultrarefiner.evaluation.statistics import cluster_bootstrap
+from ultrarefiner.evaluation.summary import COMPARISON_COLUMNS, SUMMARY_COLUMNS, size_of
 from ultrarefiner.io import read_rows, write_rows
-
-SIDE = 40
-METHODS = ("transunet", "grabcut-mask", "grabcut-oracle_box")
-
-
-def disc(radius, shift=0):
-    y, x = np.mgrid[:SIDE, :SIDE]
-    return np.hypot(y - 20, x - 20 - shift) < radius
-
-
-def make_tables(folder, dataset="toy", cases=12, folds=2, methods=METHODS, spacing=None, empty=()):
-    """Write score tables of real masks; return their paths.
-
-    Case i belongs to group i // 2. Case 3 is missed by grabcut-mask. Cases in ``empty`` have no
-    lesion: transunet predicts one there, the others do not.
-    """
-    tables = []
-    for method in methods:
-        rng = np.random.default_rng(METHODS.index(method))
-        for fold in range(folds):
-            rows = []
-            for i in range(fold, cases, folds):
-                truth = disc(0 if i in empty else 3 + i)
-                prediction = disc(2.6 + i + rng.uniform(-1, 1), shift=METHODS.index(method))
-                if i in empty and method != "transunet" or (i == 3 and method == "grabcut-mask"):
-                    prediction = disc(0)
-                row = score_case(prediction, truth, spacing)
-                row |= {
-                    "dataset": dataset,
-                    "fold": fold,
-                    "case": f"{dataset}__{i:02d}",
-                    "group": f"p{i // 2}",
-                    "label": "benign" if i % 3 else "malignant",
-                    "method": method,
-                    "prompt_source": "ground_truth" if "oracle" in method else "coarse",
-                    "oracle": "oracle" in method,
-                    "selection": "validation",
-                    "area_share": float(truth.mean()),
-                }
-                rows.append({name: plain(row[name]) for name in SCORE_COLUMNS})
-            path = folder / dataset / method / f"fold{fold}.csv"
-            write_rows(path, SCORE_COLUMNS, rows)
-            tables.append(path)
-    return tables
-
-
-def summarise(folder, tables, **options):
-    summarise_scores(
-        tables, folder / "scores.csv", folder / "summary.csv", **{"bootstrap": 300} | options
-    )
-    return read_rows(folder / "scores.csv"), read_rows(folder / "summary.csv")
-
-
-def compare(folder, **options):
-    options = {"reference": "transunet", "bootstrap": 300} | options
-    compare_methods(folder / "scores.csv", comparisons=folder / "comparisons.csv", **options)
-    return read_rows(folder / "comparisons.csv")
-
-
-def pick(rows, **cells):
-    found = [row for row in rows if all(row[name] == str(cell) for name, cell in cells.items())]
-    assert len(found) == 1, f"{cells}: {len(found)} rows"
-    return found[0]
-
-
-def column(rows, name, **cells):
-    return np.array(
-        [float(row[name]) for row in rows if all(row[k] == str(v) for k, v in cells.items())]
-    )
 
 
 def test_means_and_spread_are_of_all_cases(tmp_path):
@@ -258,6 +183,11 @@ def test_order_of_tables_and_rows_does_not_change_a_byte(tmp_path):
     summarise(tmp_path, tables)
     compare(tmp_path)
     expected = [(tmp_path / name).read_bytes() for name in names]
+    places = [
+        (row["dataset"], row["method"], int(row["fold"]), row["case"])
+        for row in read_rows(tmp_path / "scores.csv")
+    ]
+    assert places == sorted(places)
     rng = random.Random(3)
     rng.shuffle(tables)
     for table in tables:
@@ -320,93 +250,3 @@ def test_bad_studies_are_refused(tmp_path):
         summarise(tmp_path, [])
     with pytest.raises(UltraRefinerError, match="twice"):
         summarise(tmp_path, [tables[0], tables[0]])
-
-
-def test_unknown_reference_is_refused_with_the_nearest(tmp_path):
-    summarise(tmp_path, make_tables(tmp_path))
-    with pytest.raises(UltraRefinerError, match=r"Did you mean 'transunet'"):
-        compare(tmp_path, reference="transnet")
-
-
-def test_comparison_is_case_by_case(tmp_path):
-    scores, _ = summarise(tmp_path, make_tables(tmp_path))
-    rows = compare(tmp_path)
-    assert len(rows) == 2 * 3
-    for metric in ("dice", "iou", "hd95_px"):
-        row = pick(rows, method="grabcut-mask", metric=metric)
-        mine = column(scores, metric, method="grabcut-mask")
-        base = column(scores, metric, method="transunet")
-        difference = mine - base
-        assert (row["n"], row["groups"]) == ("12", "6")
-        assert float(row["mean_method"]) == pytest.approx(mine.mean())
-        assert float(row["mean_reference"]) == pytest.approx(base.mean())
-        assert float(row["mean_difference"]) == pytest.approx(difference.mean())
-        assert float(row["ci_low"]) <= difference.mean() <= float(row["ci_high"])
-        assert float(row["wilcoxon_p"]) == pytest.approx(
-            stats.wilcoxon(difference[difference != 0]).pvalue
-        )
-        better = difference > 0 if metric != "hd95_px" else difference < 0
-        assert int(row["better"]) == better.sum()
-        assert int(row["equal"]) == (difference == 0).sum()
-        assert sum(int(row[name]) for name in ("better", "worse", "equal")) == 12
-        assert -1 <= float(row["rank_biserial"]) <= 1
-
-
-def test_comparison_of_groups_takes_the_mean_of_each(tmp_path):
-    scores, _ = summarise(tmp_path, make_tables(tmp_path))
-    row = pick(compare(tmp_path), method="grabcut-mask", metric="dice")
-    groups = {}
-    for case in sorted({row["case"] for row in scores}):
-        mine = pick(scores, method="grabcut-mask", case=case)
-        base = pick(scores, method="transunet", case=case)
-        groups.setdefault(mine["group"], []).append(float(mine["dice"]) - float(base["dice"]))
-    expected = stats.wilcoxon([np.mean(found) for found in groups.values()]).pvalue
-    assert float(row["group_wilcoxon_p"]) == pytest.approx(expected)
-
-
-def test_interval_of_the_difference_is_paired(tmp_path):
-    # The method is better by exactly 1/8 on each case, though the cases differ widely.
-    tables = make_tables(tmp_path, methods=("transunet", "grabcut-mask"))
-    for i, table in enumerate(tables):
-        rows = read_rows(table)
-        for j, row in enumerate(rows):
-            row["dice"] = repr(j / 8 + (0.125 if i >= 2 else 0.0))
-        write_rows(table, SCORE_COLUMNS, rows)
-    summarise(tmp_path, tables)
-    row = pick(compare(tmp_path), metric="dice")
-    assert row["ci_low"] == row["ci_high"] == row["mean_difference"] == "0.125"
-    assert (row["better"], row["rank_biserial"]) == ("12", "1.0")
-
-
-def test_oracle_methods_are_a_family_of_their_own(tmp_path):
-    summarise(tmp_path, make_tables(tmp_path))
-    rows = compare(tmp_path, reference="grabcut-mask")
-    for row in rows:
-        assert row["oracle"] == ("true" if row["method"] == "grabcut-oracle_box" else "false")
-        # One method in each family: nothing to correct.
-        assert row["holm_p"] == row["wilcoxon_p"]
-    plain_tables = make_tables(tmp_path)
-    for table in plain_tables:
-        rows = [row | {"oracle": "false"} for row in read_rows(table)]
-        write_rows(table, SCORE_COLUMNS, rows)
-    summarise(tmp_path, plain_tables)
-    rows = compare(tmp_path, reference="grabcut-mask")
-    for metric in ("dice", "iou", "hd95_px"):
-        family = [row for row in rows if row["metric"] == metric]
-        adjusted = holm([float(row["wilcoxon_p"]) for row in family])
-        assert [float(row["holm_p"]) for row in family] == pytest.approx(list(adjusted))
-        assert any(row["holm_p"] != row["wilcoxon_p"] for row in family)
-
-
-def test_too_few_cases_leave_cells_empty(tmp_path):
-    summarise(tmp_path, make_tables(tmp_path, cases=2, folds=1))
-    row = compare(tmp_path)[0]
-    assert row["n"] == "2"
-    assert row["wilcoxon_p"] == row["holm_p"] == row["ci_low"] == row["ci_high"] == ""
-    assert row["mean_difference"] != ""
-
-
-def test_one_method_has_nothing_to_compare(tmp_path):
-    summarise(tmp_path, make_tables(tmp_path, methods=("transunet",)))
-    assert compare(tmp_path) == []
-    assert (tmp_path / "comparisons.csv").read_text().strip() == ",".join(COMPARISON_COLUMNS)

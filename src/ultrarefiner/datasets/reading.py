@@ -158,9 +158,7 @@ def _flat_values(gray: np.ndarray) -> list[int]:
     patch = np.ones((_PATCH, _PATCH), np.uint8)
     flat = cv2.erode(gray, patch) == cv2.dilate(gray, patch)
     flat &= (gray >= _BETWEEN[0]) & (gray <= _BETWEEN[1])
-    # At the border the patch is cut, which would make any thin edge there count as flat.
-    inner = slice(_PATCH // 2, -(_PATCH // 2))
-    return np.unique(gray[inner, inner][flat[inner, inner]]).tolist()
+    return np.unique(gray[flat]).tolist()
 
 
 def align_mask(gray: np.ndarray, height: int, width: int) -> np.ndarray:

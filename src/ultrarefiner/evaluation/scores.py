@@ -180,9 +180,11 @@ def by_method(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
     case.
 
     Raises:
-        UltraRefinerError: A case is scored twice or not by all methods, or the rows of a method
-            differ in prompt source, oracle or selection; the message names the cases.
+        UltraRefinerError: A case is scored twice or not by all methods, or against another truth
+            by some; or the rows of a method differ in prompt source, oracle or selection. The
+            message names the cases.
     """
+    truths: dict[tuple[str, int, str], tuple[Any, ...]] = {}
     methods: dict[str, dict[tuple[str, int, str], dict[str, Any]]] = defaultdict(dict)
     labels: dict[str, tuple[Any, ...]] = {}
     for row in rows:
@@ -197,6 +199,13 @@ def by_method(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
             raise UltraRefinerError(
                 f"{method} has rows labelled {labels[method]} and {label} (prompt source, oracle, "
                 "selection). Delete its score tables and run again."
+            )
+        truth = tuple(row[name] for name in ("group", "label", "empty_truth", "area_share"))
+        if truths.setdefault(key, truth) != truth:
+            raise UltraRefinerError(
+                f"methods are scored against different truths of {key[2]}: group, label, empty "
+                f"truth and area share are {truths[key]} and {truth}. The dataset has changed; "
+                "delete its score tables and run again."
             )
         methods[method][key] = row
     everything = {key for scored in methods.values() for key in scored}

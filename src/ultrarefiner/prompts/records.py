@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PlainSerializer, StrictBool, ValidationError, model_validator
 
 from ultrarefiner.config import PromptConfig, Section
 from ultrarefiner.datasets.splits import read_split
@@ -20,7 +20,12 @@ from ultrarefiner.prompts.geometry import PROMPTS, PromptKind, prompt_from_mask
 
 _log = logging.getLogger(__name__)
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
+
+def _plain(value: float) -> int | float:
+    return int(value) if value.is_integer() else value
+
+
+Number = Annotated[float, Field(allow_inf_nan=False), PlainSerializer(_plain)]
 Side = Annotated[int, Field(ge=1)]
 
 
@@ -42,7 +47,7 @@ class PromptRecord(Section):
     labels: list[Literal[0, 1]] | None
     mask: str | None
     source: Literal["coarse", "ground_truth"]
-    empty: bool
+    empty: StrictBool
     image_size: tuple[Side, Side]
 
     @model_validator(mode="after")
@@ -84,7 +89,7 @@ class PromptFile(Section):
     prompt: str
     kind: str
     source: Literal["coarse", "ground_truth"]
-    oracle: bool
+    oracle: StrictBool
     fold: int
     on_empty: Literal["empty", "full_image"]
     cases: dict[str, PromptRecord]
@@ -99,6 +104,8 @@ class PromptFile(Section):
             wanted = _parts(PROMPTS[self.kind], record.empty, self.on_empty)
             if record.parts != wanted:
                 raise ValueError(f"{case} holds {_words(record.parts)}, not {_words(wanted)}")
+            if record.mask not in (None, f"{case}.png"):
+                raise ValueError(f"{case} has the mask of another case, {record.mask}")
             if record.source != self.source:
                 raise ValueError(f"{case} has source {record.source}, the file {self.source}")
         return self

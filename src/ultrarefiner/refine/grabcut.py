@@ -24,7 +24,7 @@ from scipy import ndimage
 from ultrarefiner.errors import PromptError, UltraRefinerError
 from ultrarefiner.io import atomic_path
 from ultrarefiner.prompts.base import Prompt
-from ultrarefiner.prompts.geometry import lesion_pixels
+from ultrarefiner.prompts.geometry import THRESHOLD, lesion_pixels
 from ultrarefiner.refine import REFINERS
 from ultrarefiner.refine.base import Embedding, Refinement, Refiner
 from ultrarefiner.refine.options import GrabCutOptions
@@ -84,8 +84,9 @@ class GrabCutEmbedding(Embedding):
 class GrabCutRefiner(Refiner):
     """Refine a mask by GrabCut.
 
-    Every component of the mask keeps its core, so the refined mask is never empty. The score is
-    nan: GrabCut has no estimate of its own quality.
+    Every component of the mask keeps its core (unless it is thinner than a pixel of the working
+    grid beside larger ones), so the refined mask is never empty. The score is nan: GrabCut has no
+    estimate of its own quality.
 
     Args:
         weights: None; the family has none.
@@ -135,7 +136,7 @@ class GrabCutRefiner(Refiner):
         """
         mask, kept = _mask_in_box(embedding, prompt)
         grid = embedding.pixels.shape[:2]
-        lesion = _shrink_mask(mask, grid) & _box_on_grid(embedding, prompt)
+        lesion = _shrink_mask(mask, kept, grid) & _box_on_grid(embedding, prompt)
         away = _point_pixels(embedding, prompt, label=0)
         lesion &= ~away
         if not lesion.any():
@@ -243,11 +244,14 @@ def _shrink(pixels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return cv2.resize(pixels, grid[::-1], interpolation=cv2.INTER_AREA)
 
 
-def _shrink_mask(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Return a mask or probability on the grid, bool; it is never empty if the mask is not."""
-    share = _shrink(mask.astype(np.float32), grid)
-    # Lesions thinner than a pixel of the grid reach 0.5 nowhere.
-    return share >= min(0.5, float(share.max()) / 2)
+def _shrink_mask(mask: np.ndarray, lesion: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Return a mask or probability on the grid, bool (h, w); never empty if ``lesion`` is not."""
+    shrunk = _shrink(mask.astype(np.float32), grid) >= THRESHOLD
+    if shrunk.any():
+        return shrunk
+    # A lesion thinner than a pixel of the grid reaches 0.5 nowhere.
+    share = _shrink(lesion.astype(np.float32), grid)
+    return share >= share.max() / 2
 
 
 def _mask_in_box(embedding: GrabCutEmbedding, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ultrarefiner.errors import ConfigError, UltraRefinerError
+from ultrarefiner.errors import ConfigError, PromptError, UltraRefinerError
 from ultrarefiner.images import read_probability, read_rgb, write_mask
 from ultrarefiner.io import atomic_directory, read_rows
-from ultrarefiner.prompts.records import load_prompts
+from ultrarefiner.prompts.base import Prompt
+from ultrarefiner.prompts.records import PromptFile, load_prompts
 from ultrarefiner.refine import REFINERS, load_refiner
 from ultrarefiner.refine.base import Embedding, Refiner
 from ultrarefiner.refine.embeddings import embedding_path, image_sha256, require_embeddings
@@ -29,22 +30,23 @@ _LOG_EVERY = 50
 def embed_images(
     family: str,
     weights: str,
-    options: dict[str, Any],
     images: str | Path,
     cases: str | Path,
     output: str | Path,
     device: str,
+    options: dict[str, Any] | None = None,
 ) -> None:
     """Encode every image of a dataset once.
 
     Args:
         family: Row of ``REFINERS`` that shelves embeddings.
         weights: File of the weights, or their name in the weights table.
-        options: The refiner row's own keys.
         images: Folder of ``{case}.png``.
         cases: ``cases.csv``; its column ``case`` says which images.
         output: Folder to write, ``{case}.safetensors`` for each case; whole or absent.
         device: "cpu", "cuda", "mps" or "auto".
+        options: The refiner row's own keys that change its embeddings.
+        options: The refiner row's own keys; those of SAM do not change an embedding.
 
     Raises:
         ConfigError: Unknown family or option, or a family whose embeddings are not worth a file.
@@ -55,7 +57,7 @@ def embed_images(
     _require_shelf(family)
     names = sorted(row["case"] for row in read_rows(cases))
     _require_images(images, names)
-    refiner = load_refiner(family, weights, device, **options)
+    refiner = load_refiner(family, weights, device, **(options or {}))
     with atomic_directory(output) as folder:
         for case in _progress(names, "embed"):
             refiner.embed(_read_image(images, case)).save(embedding_path(folder, case))
@@ -107,15 +109,38 @@ def refine_masks(
     with atomic_directory(output) as folder:
         for case in _progress(names, "refine"):
             image = _read_image(images, case)
-            mask = read_probability(Path(soft_masks) / f"{case}.png")
-            prompt = file.prompts(case, mask)
+            prompt = _prompt(file, case, image, soft_masks)
             if prompt is None:
                 empty += 1
                 refined = np.zeros(image.shape[:2], dtype=bool)
             else:
-                refined = refiner.refine(_embedding(refiner, embeddings, case, image), prompt).mask
+                embedding = _embedding(refiner, embeddings, case, image)
+                refined = _refine(refiner, embedding, prompt, case)
             write_mask(folder / f"{case}.png", refined)
     logger.info("refined %d cases, %d of them empty by their prompt", len(names), empty)
+
+
+def _prompt(
+    file: PromptFile, case: str, image: np.ndarray, soft_masks: str | Path
+) -> Prompt | list[Prompt] | None:
+    record = file.cases[case]
+    if record.image_size != image.shape[:2]:
+        raise PromptError(
+            f"the prompt of {case} was made for {record.image_size} pixels (height, width), its "
+            f"image has {image.shape[:2]}. Run make_prompts again."
+        )
+    if record.mask is None:
+        return file.prompts(case)
+    return file.prompts(case, read_probability(Path(soft_masks) / record.mask))
+
+
+def _refine(
+    refiner: Refiner, embedding: Embedding, prompt: Prompt | list[Prompt], case: str
+) -> np.ndarray:
+    try:
+        return refiner.refine(embedding, prompt).mask
+    except PromptError as error:
+        raise PromptError(f"{case}: {error}") from None
 
 
 def _embedding(

@@ -217,13 +217,14 @@ def describe_prompt(record: Mapping[str, Any] | None) -> str:
     """Return in words what the refiner was told, from a record of a prompts file."""
     if record is None:
         return ""
-    if record.get("empty"):
-        return "no prompt: the coarse mask is empty"
     parts = ["box"] if record.get("box") else []
     if points := len(record.get("points") or []):
         parts.append("point" if points == 1 else f"{points} points")
     if record.get("mask"):
         parts.append("the coarse mask itself")
+    if record.get("empty"):
+        # With `on_empty: full_image` the parts that are there stand for the whole image.
+        return f"{'prompt: the full image, for' if parts else 'no prompt, for'} the coarse mask is empty"
     return f"prompt: {' and '.join(parts)}" if parts else ""
 
 
@@ -278,7 +279,7 @@ def draw_panels(path: str | Path, image: np.ndarray, panels: Sequence[Panel]) ->
 def _draw_panel(axes: Axes, panel: Panel) -> None:
     for outline in panel.outlines:
         draw_outline(axes, outline)
-    if panel.prompt is not None and not panel.prompt.get("empty"):
+    if panel.prompt is not None:
         _draw_prompt(axes, panel.prompt)
     if panel.note:
         axes.text(

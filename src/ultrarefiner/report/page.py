@@ -17,6 +17,7 @@ import yaml
 from markupsafe import Markup
 
 from ultrarefiner.errors import UltraRefinerError
+from ultrarefiner.evaluation.summary import SIZES
 from ultrarefiner.images import read_rgb
 from ultrarefiner.io import read_json, write_text
 from ultrarefiner.report.overlays import RANKS
@@ -110,6 +111,7 @@ def write_report(
         cards=[_card(path) for path in cards],
         provenance=_provenance(provenance),
         config=_yaml(provenance.get("config")),
+        sizes={name: f"{100.0 * least:g} %" for name, least in SIZES.items()},
     )
     write_text(output, page)
     log.info("wrote %s (%.1f MB)", output, len(page) / 1e6)

@@ -199,9 +199,12 @@ def draw_scatters(rows: pd.DataFrame, methods: list[Method], reference: str) -> 
     columns = min(3, len(methods))
     lines = -(-len(methods) // columns)
     figure = Figure(figsize=(3.65 * columns + 0.35, 3.85 * lines + 0.6), layout="compressed")
+    figure.get_layout_engine().set(h_pad=0.1)
     before = rows[rows["method"].eq(reference)].set_index("case")
     labels = sorted({label for label in before["label"] if label})
-    low = float(rows.loc[rows["method"].isin([reference, *(m.name for m in methods)]), "dice"].min())
+    low = float(
+        rows.loc[rows["method"].isin([reference, *(m.name for m in methods)]), "dice"].min()
+    )
     low = max(0.0, math.floor(low * 10.0 - 0.2) / 10.0)
     many = len(before) > _MANY_POINTS
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)

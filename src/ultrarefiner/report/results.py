@@ -8,17 +8,13 @@ from typing import Any
 
 import pandas as pd
 
+from ultrarefiner.evaluation.metrics import METRICS
+from ultrarefiner.evaluation.summary import SIZES
 from ultrarefiner.report.tables import Method, fixed, p_value, signed
 
-# Column title, metric, decimals, whether more is better.
-_METRICS = (
-    ("Dice", "dice", 3, True),
-    ("IoU", "iou", 3, True),
-    ("HD95 [px]", "hd95_px", 1, False),
-    ("HD95 [mm]", "hd95_mm", 2, False),
-    ("NSD", "nsd", 3, True),
-)
-_SIZES = ("small", "medium", "large")
+# The metrics of the leading table and their decimals.
+_SHOWN = {"dice": 3, "iou": 3, "hd95_px": 1, "hd95_mm": 2, "nsd": 3}
+_SIZES = tuple(SIZES)
 
 
 @dataclass(frozen=True)
@@ -29,6 +25,7 @@ class Cell:
         text: What is shown.
         value: The unrounded number, for sorting; NaN for none.
         note: A second, quieter line.
+        spread: What stands quietly beside the text.
         best: Whether it is the best of its column, oracles apart.
         bar: (zero, low, middle, high) in percent of the bar's width, for an interval.
     """
@@ -36,6 +33,7 @@ class Cell:
     text: str
     value: float = math.nan
     note: str = ""
+    spread: str = ""
     best: bool = False
     bar: tuple[float, ...] | None = None
 
@@ -123,33 +121,32 @@ def _order(subgroup: str) -> tuple[str, int, str]:
 
 def leading_table(numbers: Numbers, methods: list[Method], reference: str) -> Table:
     """Return the table a reader looks at first: a row for each method, all cases."""
-    shown = [
-        item
-        for item in _METRICS
-        if item[1] != "hd95_mm"
-        or any(math.isfinite(_mean(numbers.get(m.name, "hd95_mm"))) for m in methods)
-    ]
+    # Without pixel spacing there are no millimetres.
+    shown = [name for name in _SHOWN if any(numbers.get(m.name, name) for m in methods)]
     best = {}
-    for _, metric, _, rising in shown:
+    for metric in shown:
         means = [_mean(numbers.get(m.name, metric)) for m in methods if not m.oracle]
         known = [mean for mean in means if math.isfinite(mean)]
-        best[metric] = (max(known) if rising else min(known)) if known else math.nan
-    table = Table(
-        ["n", *(title for title, *_ in shown), "Missed", "Δ Dice", "Holm p"]
-    )
+        choose = max if METRICS[metric].better == "higher" else min
+        best[metric] = choose(known, default=math.nan)
+    titles = [METRICS[metric].label for metric in shown]
+    compared = any(numbers.difference(method.name) for method in methods)
+    table = Table(["n", *titles, "Missed", *(["Δ Dice", "Holm p"] if compared else [])])
     reach = numbers.reach()
     for method in methods:
         dice = numbers.get(method.name, "dice")
         if dice is None:
             continue
         cells = [Cell(f"{dice['n']:g}", float(dice["n"]))]
-        for _, metric, digits, _ in shown:
+        for metric in shown:
             row = numbers.get(method.name, metric)
             leads = not method.oracle and _mean(row) == best[metric]
-            cells.append(_mean_cell(row, digits, leads, detailed=metric == "dice"))
+            cells.append(_mean_cell(row, _SHOWN[metric], leads, detailed=metric == "dice"))
         misses = float(dice["misses"])
         cells.append(Cell(fixed(misses, 0), misses))
-        cells += _difference_cells(numbers.difference(method.name), reach, method.name == reference)
+        if compared:
+            row = numbers.difference(method.name)
+            cells += _difference_cells(row, reach, method.name == reference)
         table.rows.append(Row(method, cells, method.name == reference))
     return table
 
@@ -161,13 +158,21 @@ def _mean(row: dict[str, Any] | None) -> float:
 def _mean_cell(row: dict[str, Any] | None, digits: int, best: bool, detailed: bool) -> Cell:
     if row is None or not math.isfinite(_mean(row)):
         return Cell("–")
-    note = f"[{fixed(row['ci_low'], digits)}, {fixed(row['ci_high'], digits)}]"
-    if detailed:
-        note += f" ± {fixed(row['std'], digits)}"
-    return Cell(fixed(row["mean"], digits), _mean(row), note, best)
+    known = detailed and math.isfinite(row["std"])
+    spread = f"± {fixed(row['std'], digits)}" if known else ""
+    return Cell(fixed(row["mean"], digits), _mean(row), _interval(row, digits), spread, best)
 
 
-def _difference_cells(row: dict[str, Any] | None, reach: tuple[float, float], reference: bool) -> list[Cell]:
+def _interval(row: dict[str, Any], digits: int = 3) -> str:
+    """Return the row's interval in brackets; nothing where groups were too few to have one."""
+    if not (math.isfinite(row["ci_low"]) and math.isfinite(row["ci_high"])):
+        return ""
+    return f"[{fixed(row['ci_low'], digits)}, {fixed(row['ci_high'], digits)}]"
+
+
+def _difference_cells(
+    row: dict[str, Any] | None, reach: tuple[float, float], reference: bool
+) -> list[Cell]:
     if row is None:
         return [Cell("reference" if reference else "–"), Cell("–")]
     low, middle, high = (float(row[key]) for key in ("ci_low", "mean_difference", "ci_high"))
@@ -177,8 +182,10 @@ def _difference_cells(row: dict[str, Any] | None, reach: tuple[float, float], re
         values = (0.0, low, middle, high)
         bar = tuple(round(3.0 + 94.0 * (value - reach[0]) / width, 2) for value in values)
     p = float(row["holm_p"])
-    note = f"[{fixed(low)}, {fixed(high)}]"
-    return [Cell(signed(middle), middle, note, bar=bar), Cell(p_value(p), p)]
+    # Where groups hold several images, the test over groups is the one to quote.
+    grouped = float(row.get("groups", math.inf)) < float(row["n"])
+    by_group = f"by group {p_value(row['group_wilcoxon_p'])}" if grouped else ""
+    return [Cell(signed(middle), middle, _interval(row), bar=bar), Cell(p_value(p), p, by_group)]
 
 
 def fold_table(numbers: Numbers, methods: list[Method]) -> Table:
@@ -201,6 +208,8 @@ def subgroup_table(numbers: Numbers, methods: list[Method]) -> Table:
 
 def _subgroup_title(subgroup: str) -> str:
     kind, _, value = subgroup.partition("=")
+    if kind == "truth":
+        return "with a lesion" if value == "lesion" else "without a lesion"
     return f"{value} lesions" if kind == "size" else value or kind
 
 
@@ -208,6 +217,6 @@ def _counted_cell(row: dict[str, Any] | None, interval: bool = False) -> Cell:
     if row is None or not math.isfinite(_mean(row)):
         return Cell("–")
     note = f"n = {row['n']:g}"
-    if interval and math.isfinite(row["ci_low"]):
-        note = f"[{fixed(row['ci_low'])}, {fixed(row['ci_high'])}] {note}"
+    if interval:
+        note = f"{_interval(row)} {note}".strip()
     return Cell(fixed(row["mean"]), _mean(row), note)

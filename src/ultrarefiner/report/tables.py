@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from ultrarefiner.errors import UltraRefinerError
+from ultrarefiner.evaluation.summary import MACRO, POOLED
 
 SCORE_COLUMNS = (
     "dataset",
@@ -59,8 +60,8 @@ HISTORY_COLUMNS = ("epoch", "train_loss", "val_dice")
 
 # Rows of the summary that stand for all datasets together, not for one.
 JOINT = {
-    "pooled": "All datasets, pooled over cases",
-    "macro": "All datasets, mean of the datasets' means (macro)",
+    POOLED: "All datasets, pooled over cases",
+    MACRO: "All datasets, mean of the datasets' means (macro)",
 }
 _FLAGS = ("oracle", "empty_prediction", "empty_truth")
 _TEXTS = (
@@ -79,6 +80,7 @@ _NUMBERS = (
     *("dice", "iou", "hd95_px", "hd95_mm", "assd_px", "nsd", "precision", "recall", "area_share"),
     *("n", "mean", "std", "median", "ci_low", "ci_high", "misses", "false_positives"),
     *("mean_method", "mean_reference", "mean_difference", "holm_p"),
+    *("groups", "group_wilcoxon_p"),
     *("epoch", "train_loss", "val_dice"),
 )
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}

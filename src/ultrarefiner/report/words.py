@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,6 +103,8 @@ def _finding(name: str, row: pd.Series, tried: int) -> Finding:
         why = (
             "the interval includes zero"
             if not excludes
+            else "there are too few cases for a test"
+            if math.isnan(p)
             else "the interval excludes zero but the rank test does not reject"
         )
         if not excludes and rejects:
@@ -109,6 +112,11 @@ def _finding(name: str, row: pd.Series, tried: int) -> Finding:
         sentence = (
             f"{subject} did not clearly change mean Dice on {dataset}: {before} before, {after} "
             f"after ({numbers}); {why}."
+        )
+    if float(row.get("groups", math.inf)) < float(row["n"]):
+        sentence += (
+            f" Over its {row['groups']:g} groups, which hold several images each, the same test "
+            f"gives p {_equals(float(row['group_wilcoxon_p']))}."
         )
     if tried > 1:
         sentence += f" It is the best of {tried} refined methods on these same cases."

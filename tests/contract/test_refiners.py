@@ -1,0 +1,191 @@
+"""Every refiner family answers the same questions in the same way, so any of them can take any place in a study."""
+
+import numpy as np
+import pytest
+
+from tests.sam_fixture import write_tiny_sam
+from ultrarefiner.errors import ConfigError, PromptError, UltraRefinerError
+from ultrarefiner.prompts import PROMPTS, Prompt, prompt_from_mask
+from ultrarefiner.refine import REFINERS, load_refiner, parse_options
+from ultrarefiner.refine.base import Embedding, Refiner
+from ultrarefiner.registry import resolve
+
+# How to load each family for a test; a new family needs a line here.
+WEIGHTS = {
+    "grabcut": lambda folder: None,
+    "sam": lambda folder: write_tiny_sam(folder / "sam.safetensors"),
+}
+HEIGHT, WIDTH = 50, 70
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    return {family: make(folder) for family, make in WEIGHTS.items()}
+
+
+@pytest.fixture(scope="module", params=sorted(REFINERS))
+def refiner(request, weights):
+    return load_refiner(request.param, weights[request.param], "cpu")
+
+
+@pytest.fixture(scope="module")
+def lesion():
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    return ((columns - 30) / 14) ** 2 + ((rows - 25) / 9) ** 2 <= 1
+
+
+@pytest.fixture(scope="module")
+def image(lesion):
+    gray = np.where(lesion, 50.0, 140.0) * np.random.default_rng(0).rayleigh(0.8, lesion.shape)
+    return np.dstack([np.clip(gray, 0, 255).astype(np.uint8)] * 3)
+
+
+@pytest.fixture(scope="module")
+def embedding(refiner, image):
+    return refiner.embed(image)
+
+
+def usable(refiner):
+    """Return the prompt kinds that the family takes."""
+    needs_mask = REFINERS[refiner.family].needs_mask
+    return [kind for kind, row in PROMPTS.items() if not needs_mask or "mask" in row.parts]
+
+
+def test_every_family_is_asked():
+    assert set(WEIGHTS) == set(REFINERS)
+
+
+def test_the_row_describes_the_class(refiner):
+    row = REFINERS[refiner.family]
+    assert type(refiner) is resolve(row.target)
+    assert isinstance(refiner, Refiner)
+    assert isinstance(refiner.options, row.options)
+    assert issubclass(refiner.embedding_type, Embedding)
+
+
+def test_a_refinement_has_the_promised_shapes_and_types(refiner, embedding, lesion):
+    kinds = usable(refiner)
+    assert "mask" in kinds
+    for kind in kinds:
+        out = refiner.refine(embedding, prompt_from_mask(lesion, kind))
+        assert out.mask.dtype == np.bool_, kind
+        assert out.mask.shape == (HEIGHT, WIDTH), kind
+        assert out.low_res_logits.dtype == np.float32, kind
+        assert out.low_res_logits.ndim == 2, kind
+        assert np.isfinite(out.low_res_logits).all(), kind
+        assert type(out.score) is float, kind
+
+
+def test_kinds_that_the_row_excludes_are_refused_with_the_rows_reason(refiner, embedding, lesion):
+    refused = sorted(set(PROMPTS) - set(usable(refiner)))
+    assert bool(refused) == bool(REFINERS[refiner.family].needs_mask)
+    for kind in refused:
+        with pytest.raises(PromptError) as error:
+            refiner.refine(embedding, prompt_from_mask(lesion, kind))
+        assert REFINERS[refiner.family].needs_mask in str(error.value)
+
+
+def test_several_prompts_are_united(refiner, embedding, lesion):
+    halves = [lesion.copy(), lesion.copy()]
+    halves[0][:, 30:] = False
+    halves[1][:, :30] = False
+    prompts = [Prompt(mask=half) for half in halves]
+    alone = [refiner.refine(embedding, prompt) for prompt in prompts]
+    together = refiner.refine(embedding, prompts)
+    np.testing.assert_array_equal(together.mask, alone[0].mask | alone[1].mask)
+    np.testing.assert_array_equal(
+        together.low_res_logits, np.maximum(alone[0].low_res_logits, alone[1].low_res_logits)
+    )
+    assert together.score == pytest.approx((alone[0].score + alone[1].score) / 2, nan_ok=True)
+
+
+def test_no_prompt_at_all_is_refused(refiner, embedding):
+    with pytest.raises(PromptError, match="empty list"):
+        refiner.refine(embedding, [])
+
+
+def test_a_mask_of_another_size_is_refused_with_both_sizes(refiner, embedding, lesion):
+    with pytest.raises(PromptError, match=rf"\({WIDTH}, {HEIGHT}\).*\({HEIGHT}, {WIDTH}\)"):
+        refiner.refine(embedding, Prompt(mask=lesion.T))
+
+
+def test_a_mask_that_is_no_probability_is_refused(refiner, embedding, lesion):
+    with pytest.raises(PromptError, match=r"\[0, 1\]"):
+        refiner.refine(embedding, Prompt(mask=lesion * 255.0))
+
+
+@pytest.mark.parametrize("wrong", [(HEIGHT, WIDTH), (HEIGHT, WIDTH, 1), (3, HEIGHT, WIDTH)])
+def test_what_is_no_rgb_image_is_refused(refiner, wrong):
+    with pytest.raises(UltraRefinerError, match="uint8"):
+        refiner.embed(np.zeros(wrong, np.uint8))
+
+
+def test_the_prompt_decides(refiner, embedding, lesion):
+    other = np.roll(lesion, 24, axis=1)
+    first, second = (
+        refiner.refine(embedding, Prompt(mask=mask)).low_res_logits for mask in (lesion, other)
+    )
+    assert not np.array_equal(first, second)
+
+
+def test_the_image_decides(refiner, embedding, image, lesion):
+    first = refiner.refine(embedding, Prompt(mask=lesion)).low_res_logits
+    second = refiner.refine(refiner.embed(image[::-1]), Prompt(mask=lesion)).low_res_logits
+    assert not np.array_equal(first, second)
+
+
+def test_the_same_image_and_prompt_give_the_same_answer(refiner, embedding, image, lesion):
+    prompt = Prompt(mask=lesion)
+    first = refiner.refine(embedding, prompt)
+    refiner.refine(embedding, Prompt(mask=np.roll(lesion, 9, axis=0)))
+    again = refiner.refine(refiner.embed(image.copy()), prompt)
+    np.testing.assert_array_equal(first.low_res_logits, again.low_res_logits)
+    np.testing.assert_array_equal(first.mask, again.mask)
+
+
+def test_an_embedding_read_from_its_file_gives_the_same_answer(
+    refiner, embedding, lesion, tmp_path
+):
+    assert embedding.image_hw == (HEIGHT, WIDTH)
+    path = tmp_path / "new" / "case.safetensors"
+    embedding.save(path)
+    loaded = refiner.embedding_type.load(path)
+    assert loaded.image_hw == (HEIGHT, WIDTH)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    prompt = Prompt(mask=lesion)
+    np.testing.assert_array_equal(
+        refiner.refine(loaded, prompt).low_res_logits,
+        refiner.refine(embedding, prompt).low_res_logits,
+    )
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(UltraRefinerError, match=str(path)):
+        refiner.embedding_type.load(path)
+
+
+def test_what_is_given_is_not_changed(refiner, image, lesion):
+    pixels, mask = image.copy(), lesion.astype(np.float32)
+    given = mask.copy()
+    points = np.array([[30.0, 25.0]])
+    refiner.refine(refiner.embed(pixels), Prompt(mask=given, points=points, box=(10, 10, 60, 40)))
+    np.testing.assert_array_equal(pixels, image)
+    np.testing.assert_array_equal(given, mask)
+    np.testing.assert_array_equal(points, [[30.0, 25.0]])
+
+
+@pytest.mark.parametrize("family", sorted(REFINERS))
+def test_an_unknown_option_is_refused_by_name(family):
+    with pytest.raises(ConfigError, match="sharpness"):
+        parse_options(family, {"sharpness": 3})
+
+
+@pytest.mark.parametrize("family", sorted(REFINERS))
+def test_weights_are_asked_for_exactly_where_they_are_needed(family):
+    wrong = None if REFINERS[family].needs_weights else "some.pth"
+    with pytest.raises(ConfigError, match="weights"):
+        load_refiner(family, wrong)
+
+
+def test_an_unknown_family_names_the_known_ones():
+    with pytest.raises(ConfigError, match="grabcut, sam"):
+        load_refiner("grab")

@@ -1,0 +1,210 @@
+"""Guards the gallery: contours lie on the masks' borders, the right cases are shown, in words too."""
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from report_inputs import write_study
+
+from ultrarefiner.errors import UltraRefinerError
+from ultrarefiner.images import read_rgb
+from ultrarefiner.io import read_json, write_json
+from ultrarefiner.report.overlays import (
+    BOX_COLOUR,
+    COARSE_COLOUR,
+    REFINED_COLOUR,
+    TRUTH_COLOUR,
+    Outline,
+    Panel,
+    describe_prompt,
+    draw_overlays,
+    draw_panels,
+    rank_cases,
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return write_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def gallery(study, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "overlays"
+    draw_overlays(study["scores"], study["entries"], "transunet", 2, folder)
+    return folder
+
+
+def coloured(picture, place, colour, near=60):
+    """Return (x, y) of the pixels of a panel whose colour is close to ``colour``, from its corner."""
+    left, top, width, height = place
+    panel = picture[top : top + height, left : left + width].astype(int)
+    wanted = np.array(to_rgb(colour)) * 255
+    rows, columns = np.nonzero(np.abs(panel - wanted).max(axis=2) < near)
+    return np.stack([columns, rows], axis=1)
+
+
+def border_distance(mask, points, scale):
+    """Return how far picture pixels are from the edges of a mask's pixels, in picture pixels."""
+    # Pixel x of the image covers [x - 0.5, x + 0.5]: blown up it is a block, whose rim is the edge.
+    # The image ends at the mask's rim, too, where the mask meets it.
+    large = np.kron(np.pad(mask, 1), np.ones((scale, scale))) > 0
+    inside = cv2.distanceTransform(large.astype(np.uint8), cv2.DIST_L2, 5)
+    outside = cv2.distanceTransform((~large).astype(np.uint8), cv2.DIST_L2, 5)
+    return np.maximum(inside, outside)[points[:, 1] + scale, points[:, 0] + scale]
+
+
+@pytest.mark.parametrize(
+    "box", [(20, 10, 60, 30), (0, 0, 25, 40), (70, 30, 90, 60)], ids=["middle", "corner", "end"]
+)
+def test_outline_runs_along_the_border_of_the_mask(tmp_path, box):
+    x0, y0, x1, y1 = box
+    mask = np.zeros((60, 90), bool)
+    mask[y0:y1, x0:x1] = True
+    image = np.full((60, 90, 3), 90, np.uint8)
+    panels = [Panel("one", "white"), Panel("two", "white", (Outline(mask, TRUTH_COLOUR),))]
+    place = draw_panels(tmp_path / "a.png", image, panels)["panels"][1]
+    assert place[2:] == [540, 360]  # six times the image
+    points = coloured(read_rgb(tmp_path / "a.png"), place, TRUTH_COLOUR)
+    distance = border_distance(mask, points, 6)
+    # Half the line's width, its soft rim, and corners cut by up to half a pixel of the image.
+    assert distance.max() <= 6 / 2 + 2
+    # Half of the line that runs along the image's edge is outside; the rest is still seen.
+    low, high = points.min(axis=0), points.max(axis=0)
+    assert np.abs(low - [6 * x0, 6 * y0]).max() <= 2
+    assert np.abs(high - [6 * x1 - 1, 6 * y1 - 1]).max() <= 2
+
+
+def test_box_prompt_ends_where_half_open_boxes_end(tmp_path):
+    mask = np.zeros((60, 90), bool)
+    mask[10:30, 20:60] = True
+    record = {"box": [20, 10, 60, 30], "points": None, "labels": None, "empty": False}
+    panels = [Panel("box", "white", (), record)]
+    image = np.full((60, 90, 3), 90, np.uint8)
+    place = draw_panels(tmp_path / "a.png", image, panels)["panels"][0]
+    points = coloured(read_rgb(tmp_path / "a.png"), place, BOX_COLOUR)
+    distance = border_distance(mask, points, 6)
+    assert distance.max() <= 3  # corners reach further than sides
+    assert np.abs(points.max(axis=0) - [6 * 60 - 1, 6 * 30 - 1]).max() <= 2
+
+
+def test_point_prompt_is_centred_on_its_pixel(tmp_path):
+    record = {"box": None, "points": [[40, 20]], "labels": [1], "empty": False}
+    image = np.full((60, 90, 3), 90, np.uint8)
+    place = draw_panels(tmp_path / "a.png", image, [Panel("p", "white", (), record)])["panels"][0]
+    points = coloured(read_rgb(tmp_path / "a.png"), place, "#ff3b30", near=80)
+    middle = points[:, 0].mean()
+    assert abs(middle - (40.5 * 6 - 0.5)) <= 1
+
+
+def test_each_panel_shows_its_own_mask(study, gallery):
+    pictures = read_json(gallery / "index.json")["pictures"]
+    best = next(p for p in pictures if p["dataset"] == "busi" and p["rank"] == "best")
+    picture = read_rgb(gallery / best["file"])
+    entry = next(
+        e
+        for e in study["entries"]
+        if (e["dataset"], e["method"], e["fold"]) == ("busi", best["method"], best["fold"])
+    )
+    scale = best["panels"][0][2] / 128
+    for number, (colour, key) in enumerate(
+        [(TRUTH_COLOUR, "truth"), (COARSE_COLOUR, "coarse"), (REFINED_COLOUR, "masks")]
+    ):
+        mask = read_rgb(entry[key] / f"{best['case']}.png")[..., 0] > 0
+        points = coloured(picture, best["panels"][number], colour)
+        rows, columns = np.nonzero(mask)
+        low = (np.array([columns.min(), rows.min()])) * scale
+        high = (np.array([columns.max(), rows.max()]) + 1) * scale
+        assert np.abs(points.min(axis=0) - low).max() <= 0.5 * scale + 2, key
+        assert np.abs(points.max(axis=0) - high).max() <= 0.5 * scale + 2, key
+
+
+def test_index_lists_ranked_cases_with_captions(study, gallery):
+    pictures = read_json(gallery / "index.json")["pictures"]
+    assert [p["rank"] for p in pictures if p["dataset"] == "busi"] == [
+        *("best", "best", "median", "median", "worst", "worst")
+    ]
+    scores = pd.read_csv(study["scores"]).set_index(["dataset", "method", "case"])["dice"]
+    for item in pictures:
+        assert item["method"] in {"sam-both", "grabcut-mask"}
+        assert (gallery / item["file"]).is_file()
+        before = scores[item["dataset"], "transunet", item["case"]]
+        after = scores[item["dataset"], item["method"], item["case"]]
+        assert item["dice"] == after
+        assert f"Dice {before:.3f} (transunet) → {after:.3f} ({item['method']})" in item["caption"]
+        assert item["case"] in item["caption"] and f"fold {item['fold']}" in item["caption"]
+    worst = next(p for p in pictures if p["dataset"] == "busi" and p["rank"] == "worst")
+    assert worst["dice"] == 0.0
+    assert "no prompt, for the coarse mask is empty" in worst["caption"]
+
+
+def test_same_input_gives_the_same_pictures(study, gallery, tmp_path):
+    draw_overlays(study["scores"], study["entries"][::-1], "transunet", 2, tmp_path / "again")
+    for path in gallery.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_without_refined_methods_the_coarse_one_is_shown(study, tmp_path):
+    table = pd.read_csv(study["scores"], dtype=str, keep_default_na=False)
+    table[table["method"].isin(["transunet", "sam-oracle_box"])].to_csv(
+        tmp_path / "scores.csv", index=False
+    )
+    draw_overlays(tmp_path / "scores.csv", study["entries"], "transunet", 1, tmp_path / "out")
+    pictures = read_json(tmp_path / "out/index.json")["pictures"]
+    assert len(pictures) == 6
+    assert {item["method"] for item in pictures} == {"transunet"}
+    assert all(len(item["panels"]) == 2 for item in pictures)
+
+
+@pytest.mark.parametrize(
+    ("total", "expected"),
+    [
+        (1, ["best 1.0"]),
+        (2, ["best 1.0", "worst 0.5"]),
+        (3, ["best 1.0", "median 0.6", "worst 0.3"]),
+        (7, ["best 1.0", "best 0.8", "median 0.7", "median 0.5", "worst 0.1", "worst 0.2"]),
+    ],
+)
+def test_no_case_is_shown_twice(total, expected):
+    dice = [1 - i / total for i in range(total)]
+    cases = [f"case{i}" for i in range(total)]
+    rows = pd.DataFrame({"case": cases, "dice": dice}).sample(frac=1.0, random_state=0)
+    picked = rank_cases(rows, 5)
+    assert len({row["case"] for _, _, row in picked}) == len(picked)
+    shown = [f"{rank} {int(10 * row['dice'] + 1e-9) / 10}" for rank, _, row in picked]
+    assert shown == expected
+
+
+def test_prompts_are_told_in_words():
+    record = {"box": [1, 2, 3, 4], "points": [[1, 2]], "labels": [1], "mask": None, "empty": False}
+    assert describe_prompt(record) == "prompt: box and point"
+    mask = {"box": None, "points": None, "labels": None, "mask": "a.png", "empty": False}
+    assert describe_prompt(mask) == "prompt: the coarse mask itself"
+    assert "the full image" in describe_prompt({**record, "empty": True})
+    assert describe_prompt(None) == ""
+
+
+@pytest.mark.parametrize("missing", ["entry", "mask", "prompt", "size"])
+def test_refuses_what_is_missing_by_name(study, tmp_path, missing):
+    entries = [dict(entry) for entry in study["entries"]]
+    words = {"mask": "cannot read .*busbra__", "prompt": "has no prompt for", "size": "its image"}
+    if missing == "entry":
+        entries = [entry for entry in entries if entry["method"] == "transunet"]
+        words["entry"] = "no folder is known for"
+    for entry in entries:
+        if missing == "mask":
+            entry["masks"] = tmp_path / "nowhere"
+        elif missing == "prompt" and entry["prompts"]:
+            write_json(tmp_path / "prompts.json", {"cases": {}})
+            entry["prompts"] = tmp_path / "prompts.json"
+        elif missing == "size":
+            entry["masks"] = tmp_path / "small"
+    if missing == "size":
+        (tmp_path / "small").mkdir()
+        table = pd.read_csv(study["scores"])
+        for case in table["case"]:
+            cv2.imwrite(str(tmp_path / "small" / f"{case}.png"), np.zeros((5, 5), np.uint8))
+    with pytest.raises(UltraRefinerError, match=words[missing]):
+        draw_overlays(study["scores"], entries, "transunet", 1, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
