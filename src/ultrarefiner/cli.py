@@ -87,7 +87,7 @@ def summary(
         raise _stop(UltraRefinerError(f"{folder}/summary.csv is not there; run `snakemake` first"))
     rows: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for row in read_rows(folder / "summary.csv"):
-        if row["fold"] == "all" and row["subgroup"] == "all":
+        if row["fold"] == row["subgroup"] == "all" and row["dataset"] != "macro":
             rows.setdefault((row["dataset"], row["method"]), {})[row["metric"]] = row
     differences = {
         (row["dataset"], row["method"]): row
@@ -96,10 +96,14 @@ def summary(
     }
     table = Table(title=f"run {run}: mean [95 % interval over groups]")
     for column in ("dataset", "method"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column)
     for column in ("n", "Dice", "Dice - coarse", "IoU", "HD95 px", "misses"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for (dataset, method), metrics in rows.items():
+        table.add_column(column, justify="right")
+    coarse = {row["reference"] for row in differences.values()}
+    order = {dataset: i for i, (dataset, _) in enumerate(reversed(rows))}
+    for (dataset, method), metrics in sorted(
+        rows.items(), key=lambda item: (-order[item[0][0]], item[0][1] not in coarse)
+    ):
         dice = metrics["dice"]
         label = f"{method} (oracle)" if dice["oracle"] == "true" else method
         difference = differences.get((dataset, method))
@@ -109,7 +113,7 @@ def summary(
             dice["n"],
             _interval(dice, "mean", ".3f"),
             "" if difference is None else _interval(difference, "mean_difference", "+.3f"),
-            _interval(metrics["iou"], "mean", ".3f"),
+            f"{float(metrics['iou']['mean']):.3f}",
             _interval(metrics["hd95_px"], "mean", ".1f"),
             dice["misses"],
         )

@@ -28,7 +28,9 @@ class PhantomConfig(Section):
     """Synthetic ultrasound, written in the layout of the dataset, instead of real files."""
 
     cases: int = Field(48, ge=4, description="Images with a lesion.")
-    size: int = Field(192, ge=48, le=1024, description="Typical image height in pixels (stu: always 128).")
+    size: int = Field(
+        192, ge=48, le=1024, description="Typical image height in pixels (stu: always 128)."
+    )
     seed: int = Field(0, ge=0, description="Seed of the generator.")
     odd_cases: bool = Field(
         True, description="Include the odd files of the real dataset (modes, sizes, several masks)."
@@ -72,7 +74,9 @@ class SplitsConfig(Section):
     validation: float = Field(
         0.15, gt=0.0, lt=0.5, description="Share of the training groups kept for model selection."
     )
-    holdout: float = Field(0.0, ge=0.0, lt=0.5, description="Share of groups kept out of all folds.")
+    holdout: float = Field(
+        0.0, ge=0.0, lt=0.5, description="Share of groups kept out of all folds."
+    )
     seed: int = Field(123, ge=0, description="Seed of the folds.")
     protocol: Literal["nested", "seed"] = Field(
         "nested",
@@ -148,7 +152,9 @@ class CoarseConfig(Section):
     @classmethod
     def _divisible(cls, value: int) -> int:
         if value % 16:
-            raise ValueError(f"image_size {value} is not divisible by 16; try {round(value / 16) * 16}")
+            raise ValueError(
+                f"image_size {value} is not divisible by 16; try {round(value / 16) * 16}"
+            )
         return value
 
     def recipe(self) -> dict[str, Any]:
@@ -172,7 +178,10 @@ class PromptConfig(Section):
         "coarse", description="`ground_truth` is an upper bound and labelled oracle everywhere."
     )
     expand: float | None = Field(
-        None, ge=-0.45, le=5.0, description="Growth of the box on each side, as a share of its side."
+        None,
+        ge=-0.45,
+        le=5.0,
+        description="Growth of the box on each side, as a share of its side.",
     )
     on_empty: Literal["empty", "full_image"] = Field(
         "empty",
@@ -292,7 +301,11 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"{where}: missing; add it."
     message = error["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(error["input"], Mapping) or error["type"] == "value_error" else f" (got {error['input']!r})"
+    given = (
+        ""
+        if isinstance(error["input"], Mapping) or error["type"] == "value_error"
+        else f" (got {error['input']!r})"
+    )
     return f"{where}: {message}{given}"
 
 

@@ -133,11 +133,13 @@ def read_json(path: str | Path) -> Any:
 
 def write_rows(path: str | Path, columns: list[str], rows: Iterable[dict[str, Any]]) -> None:
     """Write a CSV of ``columns`` atomically; a key that is not a column is an error."""
-    with atomic_path(path) as temporary:
-        with open(temporary, "w", newline="", encoding="utf-8") as handle:
-            writer = csv.DictWriter(handle, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as handle,
+    ):
+        writer = csv.DictWriter(handle, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:

@@ -99,7 +99,7 @@ def job(snakemake: Any) -> Iterator[None]:
         logging.getLogger(__name__).error("%s: %s", snakemake.rule, error)
         file_log.stream.write(traceback.format_exc())
         sys.exit(1)
-    except Exception:  # noqa: BLE001 - logged with its traceback, and the job fails
+    except Exception:
         logging.getLogger(__name__).exception("%s failed", snakemake.rule)
         sys.exit(1)
     finally:

@@ -37,7 +37,13 @@ def _type_text(annotation: Any) -> str:
         return " or ".join(_type_text(part) for part in get_args(annotation))
     if origin in (list, dict):
         return f"{origin.__name__} of {_type_text(get_args(annotation)[-1])}"
-    names = {str: "text", int: "whole number", float: "number", bool: "true, false", type(None): "none"}
+    names = {
+        str: "text",
+        int: "whole number",
+        float: "number",
+        bool: "true, false",
+        type(None): "none",
+    }
     return names.get(annotation, "section")
 
 

@@ -5,7 +5,6 @@ This is what the Snakefile works from. It imports no model code, so that plannin
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,12 +132,9 @@ def folder_listing(root: str | None) -> str:
     """
     if root is None or not Path(root).is_dir():
         return "absent"
-    entries = [
-        (os.path.relpath(os.path.join(folder, name), root), os.stat(os.path.join(folder, name)).st_size)
-        for folder, _, names in os.walk(root)
-        for name in names
-    ]
-    return json_sha256(sorted(entries))[:16]
+    files = (path for path in Path(root).rglob("*") if path.is_file())
+    entries = sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in files)
+    return json_sha256(entries)[:16]
 
 
 def _check_names(config: StudyConfig) -> Iterator[str]:

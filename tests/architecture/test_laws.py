@@ -57,7 +57,9 @@ def room_of(dotted: str) -> str:
 def test_one_name_for_rule_script_log_benchmark_and_heading():
     blocks = rule_blocks()
     assert len(blocks) >= 15
-    headings = set(re.findall(r"^## `(\w+)`$", (ROOT / "docs/reference/rules.md").read_text(), re.M))
+    headings = set(
+        re.findall(r"^## `(\w+)`$", (ROOT / "docs/reference/rules.md").read_text(), re.M)
+    )
     assert headings == set(blocks)
     assert {path.stem for path in SCRIPTS} == set(blocks)
     for name, block in blocks.items():
@@ -130,7 +132,9 @@ def test_no_file_is_too_long():
 def test_no_swallowed_exceptions_or_leftovers():
     for path in [*SRC.rglob("*.py"), *SCRIPTS, *RULE_FILES]:
         text = path.read_text()
-        assert not re.search(r"except\s*:|except (Base)?Exception:\s*(pass|continue|return)", text), path
+        assert not re.search(
+            r"except\s*:|except (Base)?Exception:\s*(pass|continue|return)", text
+        ), path
         assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b", text), path
         assert "sys.path" not in text, path
 
@@ -163,10 +167,16 @@ def test_the_profile_link_is_a_link():
 def test_nothing_names_a_machine_or_a_registry_host():
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split("\n")
     hosts = re.compile(r"pypi\.or" r"g|pythonhoste" r"d|registry\.npmj" r"s")
     for name in filter(None, listed):
         path = ROOT / name
-        if path.suffix in {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".smk", ""} and path.is_file():
+        if (
+            path.suffix in {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".smk", ""}
+            and path.is_file()
+        ):
             assert not hosts.search(path.read_text(errors="replace")), path

@@ -321,3 +321,16 @@ def test_a_large_gallery_is_made_smaller_not_left_out(study, tmp_path):
     html = write(study, tmp_path, overlays=tmp_path / "overlays")
     assert html.count("<img ") == 72
     assert len(html) < 8_000_000
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_study_of_few_cases_has_a_report_that_says_so(tmp_path, count):
+    study = write_study(tmp_path, ("busi",), count)
+    figures, overlays = tmp_path / "figures", tmp_path / "overlays"
+    plot_scores(study["scores"], study["histories"], "transunet", figures)
+    draw_overlays(study["scores"], study["entries"], "transunet", 3, overlays)
+    text = Page(write(study | {"figures": figures, "overlays": overlays}, tmp_path)).text
+    assert f"Few independent groups (patients or duplicate clusters) – busi: {count}." in text
+    assert "did not clearly change mean Dice on busi" in text
+    assert "there are too few cases for a test" in text
+    assert "nan" not in text.lower().replace("provenance", "")

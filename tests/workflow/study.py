@@ -70,7 +70,9 @@ def write_study(folder: Path, study: dict[str, Any], comment: str = "") -> Path:
     return path
 
 
-def snakemake_command(folder: Path, *arguments: str, targets: tuple[str, ...] = ("all",)) -> list[str]:
+def snakemake_command(
+    folder: Path, *arguments: str, targets: tuple[str, ...] = ("all",)
+) -> list[str]:
     """Return the command that runs the workflow in a folder of its own."""
     return [
         sys.executable, "-m", "snakemake",

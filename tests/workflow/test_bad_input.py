@@ -146,9 +146,10 @@ def test_weights_that_are_not_a_sam_checkpoint(study_copy, kind, name):
         targets=("results/tiny/busi/embeddings/tiny_sam/full",), ok=False,
     )  # fmt: skip
     assert name in output, output[-4000:]
-    assert "WeightsError" in (
-        study_copy / "results/tiny/logs/embed_images/busi_tiny_sam.log"
-    ).read_text()
+    assert (
+        "WeightsError"
+        in (study_copy / "results/tiny/logs/embed_images/busi_tiny_sam.log").read_text()
+    )
 
 
 def test_a_results_folder_that_cannot_be_written(tmp_path):

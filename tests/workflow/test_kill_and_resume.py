@@ -32,7 +32,11 @@ def training_process(snakemake):
     """Return the process that runs the training script."""
     for child in psutil.Process(snakemake.pid).children(recursive=True):
         command = child.cmdline()
-        if command and "python" in command[0] and any("train_coarse.py" in part for part in command):
+        if (
+            command
+            and "python" in command[0]
+            and any("train_coarse.py" in part for part in command)
+        ):
             return child
     return None
 
@@ -41,7 +45,9 @@ def kill_in_the_middle(folder, how):
     """Start the training, kill its process after some epochs, and wait for Snakemake's end."""
     history = (folder / MODEL).parent / "resume" / "state.pt"
     run = subprocess.Popen(
-        snakemake_command(folder, targets=(MODEL,)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        snakemake_command(folder, targets=(MODEL,)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     deadline = time.monotonic() + 120
     while not history.exists():

@@ -88,7 +88,9 @@ def test_stray_files_on_the_shelf_are_not_scored(study_copy):
 
 def test_a_leaking_card_stops_the_prediction(study_copy):
     base = study_copy / "results" / "tiny" / "busi"
-    test = [r["case"] for r in rows(base / "splits.csv") if r["fold"] == "0" and r["role"] == "test"]
+    test = [
+        r["case"] for r in rows(base / "splits.csv") if r["fold"] == "0" and r["role"] == "test"
+    ]
     path = base / "models" / "transunet" / "fold0" / "card.json"
     card = json.loads(path.read_text())
     card["trained_on"].append(test[0])

@@ -88,7 +88,11 @@ def load_refiner(
     row = REFINERS[family]
     options = parse_options(family, row_options)
     if row.needs_weights and weights is None:
-        raise ConfigError(f"refiner family '{family}' needs `weights`: a file, or a name in the table")
+        raise ConfigError(
+            f"refiner family '{family}' needs `weights`: a file, or a name in the table"
+        )
     if not row.needs_weights and weights is not None:
-        raise ConfigError(f"refiner family '{family}' takes no weights; remove `weights: {weights}`")
+        raise ConfigError(
+            f"refiner family '{family}' takes no weights; remove `weights: {weights}`"
+        )
     return resolve(row.target)(weights, device, options)

@@ -21,7 +21,7 @@ class Finding:
     """What refinement did on one dataset.
 
     Attributes:
-        dataset: The dataset, or a joint row's title.
+        dataset: The dataset.
         verdict: ``better``, ``worse``, ``unclear`` or ``none`` (nothing was refined).
         before: Mean Dice of the reference, as text.
         after: Mean Dice of the leading refined method, as text.
@@ -53,14 +53,13 @@ class Caution:
 
 
 def find(scores: pd.DataFrame, comparisons: pd.DataFrame, reference: str) -> list[Finding]:
-    """Return one finding for each dataset, and one for the pooled cases when there are several.
+    """Return one finding for each dataset.
 
     The method named is the refined one, never an oracle, with the highest mean Dice.
     """
     kinds = dict(scores[["method", "kind"]].drop_duplicates().itertuples(index=False))
-    names = sorted(set(scores["dataset"]))
     findings = []
-    for name in [*names, "pooled"]:
+    for name in sorted(set(scores["dataset"])):
         rows = comparisons[
             comparisons["dataset"].eq(name)
             & comparisons["metric"].eq("dice")
@@ -71,7 +70,7 @@ def find(scores: pd.DataFrame, comparisons: pd.DataFrame, reference: str) -> lis
         if len(rows):
             best = rows.sort_values(["mean_method", "method"], ascending=[False, True]).iloc[0]
             findings.append(_finding(name, best, len(rows)))
-        elif name in names:
+        else:
             mine = scores[scores["dataset"].eq(name) & scores["method"].eq(reference)]
             mean = fixed(mine["dice"].mean())
             sentence = (
@@ -87,7 +86,6 @@ def _finding(name: str, row: pd.Series, tried: int) -> Finding:
     excludes = low > 0.0 or high < 0.0
     rejects = p < _ALPHA
     up = float(row["mean_difference"]) > 0.0
-    dataset = "all datasets together" if name in JOINT else name
     before, after = fixed(row["mean_reference"]), fixed(row["mean_method"])
     numbers = (
         f"paired difference {signed(row['mean_difference'])}, 95 % CI {fixed(low)} to "
@@ -96,7 +94,7 @@ def _finding(name: str, row: pd.Series, tried: int) -> Finding:
     subject = f"Refining {row['reference']} with {row['method']}"
     if excludes and rejects:
         verb = "raised" if up else "lowered"
-        sentence = f"{subject} {verb} mean Dice on {dataset} from {before} to {after} ({numbers})."
+        sentence = f"{subject} {verb} mean Dice on {name} from {before} to {after} ({numbers})."
         verdict = "better" if up else "worse"
     else:
         verdict = "unclear"
@@ -107,10 +105,12 @@ def _finding(name: str, row: pd.Series, tried: int) -> Finding:
             if math.isnan(p)
             else "the interval excludes zero but the rank test does not reject"
         )
-        if not excludes and rejects:
+        if math.isnan(low):
+            why = "there are too few groups for an interval"
+        elif not excludes and rejects:
             why = "the interval of the mean includes zero although the rank test rejects"
         sentence = (
-            f"{subject} did not clearly change mean Dice on {dataset}: {before} before, {after} "
+            f"{subject} did not clearly change mean Dice on {name}: {before} before, {after} "
             f"after ({numbers}); {why}."
         )
     if float(row.get("groups", math.inf)) < float(row["n"]):
@@ -121,7 +121,7 @@ def _finding(name: str, row: pd.Series, tried: int) -> Finding:
     if tried > 1:
         sentence += f" It is the best of {tried} refined methods on these same cases."
     return Finding(
-        JOINT.get(name, name),
+        name,
         verdict,
         before,
         after,
