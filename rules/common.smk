@@ -1,5 +1,6 @@
 """The study, the paths that several rules share, and the constraints of the wildcards."""
 
+import json
 import re
 
 from snakemake.exceptions import WorkflowError
@@ -49,6 +50,11 @@ def raw_root(wildcards):
 def raw_listing(wildcards):
     """Return a digest of a real dataset's files, so that changed files rerun its jobs."""
     return folder_listing(CFG.datasets[wildcards.dataset].root)
+
+
+def study_dump():
+    """Return the whole configuration, defaults included, in an order that edits do not change."""
+    return json.loads(json.dumps(CFG.model_dump(mode="json"), sort_keys=True))
 
 
 def training_params(wildcards):

@@ -51,6 +51,7 @@ rule refine_masks:
         "results/{run}/logs/refine_masks/{dataset}_{refiner}-{prompt}_fold{fold}.log",
     benchmark:
         "results/{run}/benchmarks/refine_masks/{dataset}_{refiner}-{prompt}_fold{fold}.tsv"
+    threads: lambda wildcards: 4 if STUDY.embeddings_of(wildcards.refiner) else 1
     resources:
         gpu=lambda wildcards: GPU if STUDY.embeddings_of(wildcards.refiner) else 0,
     params:

@@ -61,7 +61,7 @@ rule write_report:
     params:
         title=CFG.report.title,
         reference=STUDY.reference,
-        study=CFG.model_dump(mode="json"),
+        study=study_dump(),
     message:
         "Write {output.page}"
     script:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import sys
 import traceback
@@ -36,6 +37,8 @@ def _named(items: Any) -> dict[str, Any] | list[Any]:
 
 
 def _use_threads(threads: int) -> None:
+    # Read by torch when it is imported later, which jobs do only if they need it.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(threads)
     if "torch" in sys.modules:

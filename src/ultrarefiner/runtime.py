@@ -1,4 +1,4 @@
-"""Where and how models run: device, threads, seeds. Imports torch."""
+"""Where and how models run: device and seeds. Imports torch."""
 
 from __future__ import annotations
 
@@ -28,12 +28,6 @@ def choose_device(device: str = "auto") -> torch.device:
         found = ", ".join(name for name, there in here.items() if there)
         raise ConfigError(f"device: {device} is not on this machine (it has {found}); use 'auto'")
     return torch.device(device)
-
-
-def use_threads(threads: int) -> None:
-    """Let torch and the libraries under it use ``threads`` CPU threads."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    torch.set_num_threads(threads)
 
 
 def seed_everything(seed: int) -> None:

@@ -134,6 +134,23 @@ def test_each_component_has_its_own_widths_and_keeps_a_core():
     assert codes[30, 25 - 20 - 4] == OPEN_OUT
 
 
+def test_thin_and_tiny_lesions_keep_a_core_and_a_band():
+    stripe = np.zeros((30, 200), bool)
+    stripe[14:16, 10:190] = True
+    assert (trimap(stripe, inner=0.3, outer=0.5)[stripe] == SURE).all()
+    pixel = disc((9, 9), (4, 4), 0)
+    assert (
+        trimap(pixel, inner=0.3, outer=0.5)[4].tolist()
+        == [OUT] * 3
+        + [
+            OPEN_OUT,
+            SURE,
+            OPEN_OUT,
+        ]
+        + [OUT] * 3
+    )
+
+
 def test_the_border_of_the_image_is_no_outline():
     lesion = disc((40, 40), (0, 20), 12)
     codes = trimap(lesion, inner=0.3, outer=0.5)
@@ -162,6 +179,9 @@ def test_extreme_masks_and_images_get_an_answer(refiner):
     nearly = everything.copy()
     nearly[0, 0] = False
     assert refiner.refine(embedding, Prompt(mask=nearly)).mask.any()
+    # The point decides the last open pixel: nothing is left for GrabCut to learn from.
+    closed = Prompt(mask=nearly, points=[[0, 0]])
+    assert refiner.refine(embedding, closed).mask.all()
     stripe = np.zeros((48, 64), bool)
     stripe[10] = True
     assert refiner.refine(embedding, Prompt(mask=stripe)).mask[10].any()
@@ -184,13 +204,23 @@ def test_two_lesions_stay_two_and_a_far_object_is_not_taken(refiner):
 
 def test_holes_are_filled_unless_the_prompt_says_background(refiner):
     truth = disc((100, 100), (50, 50), 30)
-    bright_spot = disc((100, 100), (50, 68), 5)
-    embedding = refiner.embed(picture(truth & ~bright_spot))
-    assert refiner.refine(embedding, Prompt(mask=truth)).mask[68, 50]
-    told = Prompt(mask=truth, points=[[50, 68]], labels=[0])
+    bright_spot = disc((100, 100), (50, 74), 3)
+    image = np.where(truth & ~bright_spot, 40, 160).astype(np.uint8)
+    embedding = load_refiner("grabcut", median=1).embed(np.dstack([image] * 3))
+    assert refiner.refine(embedding, Prompt(mask=truth)).mask[74, 50]
+    told = Prompt(mask=truth, points=[[50, 74]], labels=[0])
     mask = refiner.refine(embedding, told).mask
-    assert not mask[68, 50]
+    assert not mask[74, 50]
     assert mask[50, 50]
+
+
+def test_a_dark_spot_beside_the_lesion_is_not_taken(refiner):
+    truth, spot = disc((100, 140), (60, 50), 20), disc((100, 140), (87, 50), 3)
+    image = np.where(truth | spot, 40, 160).astype(np.uint8)
+    out = refiner.refine(refiner.embed(np.dstack([image] * 3)), Prompt(mask=truth))
+    assert trimap(truth, 0.3, 0.5)[50, 87] == OPEN_OUT
+    assert not out.mask[50, 87]
+    assert dice(out.mask, truth) > 0.97
 
 
 def test_points_and_box_are_obeyed(refiner):
@@ -212,6 +242,9 @@ def test_a_box_thinner_than_a_working_pixel_is_obeyed():
     mask = refiner.refine(embedding, Prompt(mask=truth, box=(120, 100, 122, 160))).mask
     assert mask.any()
     assert not np.delete(mask, [120, 121], axis=1).any()
+    pixel = disc((256, 256), (128, 128), 0)
+    mask = refiner.refine(embedding, Prompt(mask=pixel, box=(128, 128, 129, 129))).mask
+    np.testing.assert_array_equal(mask, pixel)
 
 
 def test_logits_live_on_the_working_grid_and_decide_the_mask():
@@ -244,15 +277,17 @@ def test_probabilities_count_from_one_half(refiner):
     np.testing.assert_array_equal(hard.low_res_logits, soft.low_res_logits)
 
 
-def test_the_same_prompt_gives_the_same_mask_whatever_ran_before(refiner):
-    gray, truth = draw_phantom(3, 192, malignant=True)
+@pytest.mark.parametrize("seed", [4, 8])
+def test_the_same_prompt_gives_the_same_mask_whatever_ran_before(refiner, seed):
+    # On these phantoms the colour clusters do end elsewhere from other random starts.
+    gray, truth = draw_phantom(seed, 128, malignant=True)
     embedding = refiner.embed(np.dstack([gray] * 3))
-    prompt = Prompt(mask=perturbed(truth, 0.3, "same"))
+    prompt = Prompt(mask=perturbed(truth, 0.35, seed))
     first = refiner.refine(embedding, prompt)
-    cv2.setRNGSeed(4711)
-    refiner.refine(embedding, Prompt(mask=truth))
-    again = load_refiner("grabcut").refine(embedding, prompt)
-    np.testing.assert_array_equal(first.low_res_logits, again.low_res_logits)
+    for state in (1, 99, 4711):
+        cv2.setRNGSeed(state)
+        again = load_refiner("grabcut").refine(embedding, prompt)
+        np.testing.assert_array_equal(first.low_res_logits, again.low_res_logits)
 
 
 def test_inputs_are_left_as_they_were(refiner):
