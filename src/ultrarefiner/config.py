@@ -190,9 +190,14 @@ class PromptConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _expand_has_an_effect(self) -> PromptConfig:
+    def _keys_have_an_effect(self) -> PromptConfig:
         if self.expand is not None and "box" not in self.kind and self.kind != "both":
             raise ValueError(f"expand has no effect on kind '{self.kind}': it has no box")
+        if self.on_empty == "full_image" and "mask" in self.kind:
+            raise ValueError(
+                f"on_empty: full_image has no effect on kind '{self.kind}': an empty mask says "
+                "nothing about the whole image"
+            )
         return self
 
     @property

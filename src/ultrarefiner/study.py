@@ -15,9 +15,9 @@ from ultrarefiner.datasets import DATASETS
 from ultrarefiner.errors import ConfigError, UltraRefinerError
 from ultrarefiner.io import json_sha256
 from ultrarefiner.models import MODELS
-from ultrarefiner.models.weights import WEIGHTS, locate_weights, weights_name
+from ultrarefiner.models.weights import WEIGHTS, weights_name
 from ultrarefiner.prompts import PROMPTS
-from ultrarefiner.refine import REFINERS, parse_options
+from ultrarefiner.refine import REFINERS, load_refiner, parse_options
 from ultrarefiner.registry import unknown_name
 
 
@@ -85,15 +85,18 @@ class Study:
         return {name: row for name, row in rows.items() if name is not None}
 
     def require_files(self) -> None:
-        """Check that the raw folders and weights that the study needs are there.
+        """Check that the raw folders are there and that the weights load, before any job.
+
+        Weights are loaded whole, on the CPU: a damaged file is found now and not after days of
+        training.
 
         Raises:
-            ConfigError: Something is missing; the message lists it all, with the cure for each.
+            ConfigError: Something is missing or damaged; the message lists it all, with cures.
         """
         problems = [
             *(p for name, row in self.config.datasets.items() for p in _missing_root(name, row)),
             *(p for name in self.config.compare.coarse for p in self._missing_pretrained(name)),
-            *(p for name in self.config.compare.refine for p in self._missing_weights(name)),
+            *(p for name in self.config.compare.refine for p in self._unusable_weights(name)),
         ]
         if problems:
             raise ConfigError("\n  - ".join(["the study cannot start:", *problems]))
@@ -107,11 +110,11 @@ class Study:
                 "path, or set `init: random` to train from scratch."
             )
 
-    def _missing_weights(self, name: str) -> Iterator[str]:
-        weights = self.config.refiners[name].weights
-        if weights is not None:
+    def _unusable_weights(self, name: str) -> Iterator[str]:
+        row = self.config.refiners[name]
+        if row.weights is not None:
             try:
-                locate_weights(weights)
+                load_refiner(row.family, row.weights, "cpu", **row.options)
             except UltraRefinerError as error:
                 yield f"refiners.{name}.weights: {error}"
 

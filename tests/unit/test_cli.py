@@ -1,0 +1,62 @@
+"""Guards the command line: what it says, and that its exit status says the same."""
+
+import pytest
+from typer.testing import CliRunner
+
+from ultrarefiner.cli import app
+from ultrarefiner.datasets.phantom import write_phantom
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.fixture
+def busi(tmp_path):
+    write_phantom("busi", tmp_path / "BUSI", cases=6, size=64, seed=0, odd_cases=False)
+    return tmp_path / "BUSI"
+
+
+def test_the_doctor_passes_a_sound_folder(busi):
+    status, output = run("doctor", "busi", busi)
+    assert status == 0
+    assert "0 errors" in output
+
+
+def test_the_doctor_names_the_file_and_fails(busi):
+    mask = sorted(busi.rglob("*_mask.png"))[0]
+    mask.write_bytes(mask.read_bytes()[:100])
+    status, output = run("doctor", "busi", busi)
+    assert status == 1
+    assert mask.name in output
+
+
+@pytest.mark.parametrize(("name", "says"), [("bussi", "Did you mean 'busi'"), ("busi", "benign")])
+def test_the_doctor_refuses_wrong_names_and_folders(tmp_path, name, says):
+    (tmp_path / "empty").mkdir()
+    status, output = run("doctor", name, tmp_path / "empty")
+    assert status == 1
+    assert says in output
+
+
+def test_phantoms_are_drawn_and_nothing_is_overwritten(tmp_path):
+    status, _ = run("phantom", tmp_path / "new", "--layout", "stu", "-n", "4")
+    assert status == 0
+    assert len(list((tmp_path / "new").rglob("mask_*.png"))) == 4
+    status, output = run("phantom", tmp_path / "new", "--layout", "stu", "-n", "4")
+    assert status == 1
+    assert "exists" in output
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path):
+    status, output = run("summary", "--run", "ghost", "--results", tmp_path)
+    assert status == 1
+    assert "ghost" in output
+
+
+def test_info_lists_the_registries():
+    status, output = run("info")
+    assert status == 0
+    for word in ("busi", "transunet", "grabcut", "mask+point", "sam_vit_b", "torch"):
+        assert word in output

@@ -1,0 +1,106 @@
+"""Guards that a wrong configuration is one error that names every key and the nearest right one."""
+
+import pytest
+
+from tests.workflow.study import TINY, changed
+from ultrarefiner.config import load_config
+from ultrarefiner.errors import ConfigError
+from ultrarefiner.study import folder_listing, load_study
+
+WRONG = [
+    ({"coarse__transunet__epoch": 3}, ("coarse.transunet.epoch", "Did you mean 'epochs'")),
+    (
+        {"coarse__transunet__loss": {"dise": 1}},
+        ("coarse.transunet.loss.dise", "Did you mean 'dice'"),
+    ),
+    ({"datasets__busi__phantom__case": 3}, ("datasets.busi.phantom.case", "Did you mean 'cases'")),
+    ({"splits__fold": 3}, ("splits.fold", "Did you mean 'folds'")),
+    ({"splits__run": [2]}, ("splits", "[2]", "0 to 1")),
+    ({"splits__protocol": "nestd"}, ("splits.protocol", "Did you mean 'nested'")),
+    ({"compare__refine": {"grabcut": ["msk"]}}, ("msk", "Did you mean 'mask'")),
+    ({"compare__refine": {"grabcat": ["mask"]}}, ("grabcat", "Did you mean 'grabcut'")),
+    ({"compare__coarse": ["transnet"]}, ("transnet", "Did you mean 'transunet'")),
+    ({"compare": None}, ("compare", "missing")),
+    ({"datasets": {"bsui": {"root": "raw"}}}, ("bsui", "Did you mean 'busi'")),
+    ({"datasets": {"clinic": {"root": "raw", "layout": "bus"}}}, ("clinic.layout", "busi")),
+    ({"datasets": {"busi": {}}}, ("datasets.busi", "root", "phantom")),
+    (
+        {"datasets": {"busi": {"root": "a", "folds": "published"}}},
+        ("datasets.busi.folds", "has none"),
+    ),
+    ({"datasets": {"busbra": {"root": "a", "folds": "published"}}}, ("5 and 10",)),
+    ({"datasets": {"Busi": {"root": "a", "layout": "busi"}}}, ("'Busi'", "lower-case")),
+    ({"prompts__mask__kind": "mask+pont"}, ("mask+pont", "Did you mean 'mask+point'")),
+    ({"prompts__mask__expand": 0.2}, ("prompts.mask", "expand", "no box")),
+    ({"prompts__mask__on_empty": "full_image"}, ("prompts.mask", "on_empty", "no effect")),
+    ({"coarse__transunet__model": "transunett"}, ("transunett", "Did you mean 'transunet'")),
+    ({"coarse__transunet__image_size": 100}, ("image_size", "16", "96")),
+    ({"coarse__transunet__init": "imagenet21k"}, ("coarse.transunet.init", "init: random")),
+    ({"coarse__transunet__lr": -1}, ("coarse.transunet.lr", "-1")),
+    ({"refiners__grabcut__median_": 3}, ("median_", "Did you mean 'median'")),
+    ({"refiners__grabcut__weights": "x.pth"}, ("refiners.grabcut.weights", "takes none")),
+    ({"refiners__tiny_sam__weights": None}, ("refiners.tiny_sam.weights", "missing")),
+    ({"refiners__tiny_sam__family": "san"}, ("refiners.tiny_sam", "Did you mean 'sam'")),
+    ({"compare__refine": {"grabcut": ["box_loose"]}}, ("box_loose", "rectangle")),
+    ({"run": "../elsewhere"}, ("run", "folder name")),
+]
+
+
+@pytest.mark.parametrize(("change", "parts"), WRONG)
+def test_the_error_names_the_key_and_the_cure(change, parts):
+    with pytest.raises(ConfigError) as error:
+        load_study(changed(TINY, **change))
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_all_errors_are_listed_at_once():
+    wrong = changed(TINY, coarse__transunet__epoch=3, splits__fold=2)
+    with pytest.raises(ConfigError, match=r"(?s)splits\.fold.*coarse\.transunet\.epoch"):
+        load_study(wrong)
+
+
+def test_methods_are_coarse_models_and_refiner_prompt_pairs():
+    study = load_study(TINY)
+    assert list(study.methods) == [
+        "transunet",
+        "grabcut-mask",
+        "grabcut-oracle_mask",
+        "tiny_sam-box_loose",
+    ]
+    assert [m.oracle for m in study.methods.values()] == [False, False, True, False]
+    assert study.reference == "transunet"
+    assert study.folds == [0, 1]
+
+
+def test_missing_files_are_listed_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = load_study(
+        changed(
+            TINY,
+            datasets={"busi": {"root": "nowhere"}},
+            coarse__transunet__model="transunet",
+            coarse__transunet__init="imagenet21k",
+        )
+    )
+    with pytest.raises(ConfigError) as error:
+        study.require_files()
+    for part in ("nowhere", "R50%2BViT-B_16.npz", "init: random", "tiny_sam.pth"):
+        assert part in str(error.value)
+
+
+def test_the_recipe_leaves_out_what_changes_no_number():
+    config = load_config(TINY).coarse["transunet"]
+    assert not {"threads", "workers", "tensorboard"} & set(config.recipe())
+    assert config.recipe()["epochs"] == 2
+
+
+def test_a_folder_listing_sees_names_and_sizes_but_not_times(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"12")
+    first = folder_listing(str(tmp_path))
+    (tmp_path / "a.png").touch()
+    assert folder_listing(str(tmp_path)) == first
+    (tmp_path / "a.png").write_bytes(b"123")
+    second = folder_listing(str(tmp_path))
+    (tmp_path / "b.png").write_bytes(b"")
+    assert len({first, second, folder_listing(str(tmp_path)), folder_listing(None)}) == 4
