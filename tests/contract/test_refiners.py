@@ -150,7 +150,8 @@ def test_an_embedding_read_from_its_file_gives_the_same_answer(
     assert embedding.image_hw == (HEIGHT, WIDTH)
     path = tmp_path / "new" / "case.safetensors"
     embedding.save(path)
-    loaded = refiner.embedding_type.load(path)
+    loaded = Embedding.load(path)
+    assert type(loaded) is refiner.embedding_type
     assert loaded.image_hw == (HEIGHT, WIDTH)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     prompt = Prompt(mask=lesion)
@@ -161,6 +162,8 @@ def test_an_embedding_read_from_its_file_gives_the_same_answer(
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(UltraRefinerError, match=str(path)):
         refiner.embedding_type.load(path)
+    with pytest.raises(UltraRefinerError, match="no embedding"):
+        Embedding.load(path)
 
 
 def test_what_is_given_is_not_changed(refiner, image, lesion):

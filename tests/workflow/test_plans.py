@@ -53,6 +53,15 @@ def test_the_demo_plans(fresh):
     assert planned(result.stdout + result.stderr)["train_coarse"] == 6
 
 
+def test_a_subset_of_folds_plans_only_those(fresh, tmp_path):
+    text = (fresh / "config" / "config.yaml").read_text()
+    assert "run: all " in text
+    (tmp_path / "quick.yaml").write_text(text.replace("run: all ", "run: [0] "))
+    result = snakemake(fresh, "--configfile", str(tmp_path / "quick.yaml"), "-n", "all")
+    jobs = planned(result.stdout + result.stderr)
+    assert (jobs["train_coarse"], jobs["refine_masks"], jobs["split_folds"]) == (2, 14, 2)
+
+
 def test_the_catalog_entry_plans(fresh):
     result = snakemake(fresh, "--snakefile", "workflow/Snakefile", "-n", "all")
     assert result.returncode == 0, result.stderr + result.stdout
@@ -80,3 +89,4 @@ def test_missing_data_stops_a_real_run_before_its_first_job(fresh):
 def test_lint_is_clean(fresh):
     result = snakemake(fresh, "--lint")
     assert result.returncode == 0, result.stderr + result.stdout
+    assert "Lints for" not in result.stdout + result.stderr

@@ -9,8 +9,11 @@ from pydantic import ValidationError
 
 from ultrarefiner.config import Section
 from ultrarefiner.errors import ConfigError
+from ultrarefiner.refine.base import Embedding, Refinement, Refiner
 from ultrarefiner.refine.options import GrabCutOptions, SamOptions
 from ultrarefiner.registry import Registry, resolve, unknown_name
+
+__all__ = ["REFINERS", "Embedding", "Refinement", "Refiner", "load_refiner", "parse_options"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def parse_options(family: str, options: dict[str, Any]) -> Section:
 
 def load_refiner(
     family: str, weights: str | None = None, device: str = "cpu", **row_options: Any
-) -> Any:
+) -> Refiner:
     """Return a refiner, ready to ``embed`` and ``refine``.
 
     Args:

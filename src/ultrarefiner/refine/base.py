@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ultrarefiner.errors import PromptError
+from ultrarefiner.errors import PromptError, UltraRefinerError
 from ultrarefiner.prompts.base import Prompt
+from ultrarefiner.registry import resolve
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,28 @@ class Embedding(ABC):
         """Write the embedding to one file, atomically."""
 
     @classmethod
-    @abstractmethod
     def load(cls, path: str | Path) -> Embedding:
-        """Read an embedding that ``save`` wrote."""
+        """Read an embedding that ``save`` wrote, of whichever family.
+
+        Raises:
+            UltraRefinerError: No family can read the file; the message says why not.
+        """
+        from ultrarefiner.refine import REFINERS
+
+        reasons = []
+        for row in REFINERS.values():
+            try:
+                return resolve(row.target).embedding_type.load(path)
+            except UltraRefinerError as error:
+                reasons.append(str(error))
+        raise UltraRefinerError("\n  - ".join([f"{path} is no embedding:", *reasons]))
 
 
 class Refiner(ABC):
     """A promptable segmentation method."""
 
     family: ClassVar[str]
+    embedding_type: ClassVar[type[Embedding]]
 
     @abstractmethod
     def embed(self, image: np.ndarray) -> Embedding:

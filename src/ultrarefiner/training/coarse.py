@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 
 NUM_CLASSES = 2
 THRESHOLD = 0.5
-# Keys of the config that change how fast training runs, or where a file lies, but no number.
-_WITHOUT_EFFECT = {"workers", "threads", "tensorboard", "pretrained"}
 
 
 @dataclass(frozen=True)
@@ -249,7 +247,8 @@ def train_coarse(
     resume = ResumeFolder(
         model.parent / "resume",
         {
-            "config": config.model_dump(mode="json", exclude=_WITHOUT_EFFECT),
+            # Where the starting weights lie does not matter; what they are stands under parents.
+            "config": {key: v for key, v in config.recipe().items() if key != "pretrained"},
             "splits": {role: roles[role] for role in ("train", "validation")},
             "cases": train.digests | validation.digests,
             "parents": parents,
