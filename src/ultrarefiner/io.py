@@ -57,20 +57,13 @@ def _cannot_write(path: Path, error: OSError) -> Exception:
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary file name beside ``path``; rename it to ``path`` when the block succeeds.
-
-    Raises:
-        OutputError: The disk is full or the folder cannot be written.
-    """
-    path = Path(path)
+def _renamed(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path``; on success what stands there takes its place."""
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _partial_name(path)
         yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise _cannot_write(path, error) from None
@@ -80,26 +73,29 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary file name beside ``path``; rename it to ``path`` when the block succeeds.
+
+    Raises:
+        OutputError: The disk is full or the folder cannot be written.
+    """
+    with _renamed(Path(path)) as temporary:
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+
+
+@contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Give a temporary folder beside ``path``; it takes the place of ``path`` on success.
 
     Raises:
         OutputError: The disk is full or the folder cannot be written.
     """
-    path = Path(path)
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _partial_name(path)
+    with _renamed(Path(path)) as temporary:
         temporary.mkdir()
         yield temporary
-        _remove(path)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _cannot_write(path, error) from None
-    finally:
-        if temporary is not None:
-            _remove(temporary)
+        _remove(Path(path))
 
 
 def write_text(path: str | Path, text: str) -> None:

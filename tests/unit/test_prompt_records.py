@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from ultrarefiner.config import PromptConfig
 from ultrarefiner.errors import PromptError, UltraRefinerError
@@ -141,8 +142,10 @@ def test_full_image_stands_in_for_an_empty_mask_and_stays_marked(fold, kind):
 
 @pytest.mark.parametrize("kind", ["mask", "mask+point"])
 def test_an_empty_mask_prompt_has_no_stand_in(fold, kind):
-    file = load_prompts(made(fold, kind=kind, on_empty="full_image"))
+    file = load_prompts(made(fold, kind=kind))
     assert file.prompts(EMPTY_CASE, np.zeros((40, 51))) is None
+    with pytest.raises(ValidationError, match="on_empty"):
+        PromptConfig(kind=kind, on_empty="full_image")
 
 
 def test_prompts_from_the_truth_are_marked_as_oracle(fold):

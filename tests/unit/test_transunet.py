@@ -15,13 +15,7 @@ from ultrarefiner.models import MODELS, build_model
 from ultrarefiner.models.transunet import TransUNet, load_imagenet21k
 from ultrarefiner.models.weights import WEIGHTS
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

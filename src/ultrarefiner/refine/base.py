@@ -29,6 +29,19 @@ class Refinement:
     score: float
 
 
+def require_image(image: np.ndarray) -> None:
+    """Check that an image is uint8 (H, W, 3).
+
+    Raises:
+        UltraRefinerError: It has another type or shape.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise UltraRefinerError(
+            f"an image must be uint8 (H, W, 3) RGB with values 0..255, got {image.dtype} "
+            f"{image.shape}. Read it with ultrarefiner.images.read_rgb, or convert it."
+        )
+
+
 class Embedding(ABC):
     """An image as a refiner holds it; made once, used by every prompt."""
 

@@ -26,7 +26,7 @@ from ultrarefiner.io import atomic_path
 from ultrarefiner.prompts.base import Prompt
 from ultrarefiner.prompts.geometry import THRESHOLD, lesion_pixels
 from ultrarefiner.refine import REFINERS
-from ultrarefiner.refine.base import Embedding, Refinement, Refiner
+from ultrarefiner.refine.base import Embedding, Refinement, Refiner, require_image
 from ultrarefiner.refine.options import GrabCutOptions
 
 CONTEXT = 0.5
@@ -106,11 +106,7 @@ class GrabCutRefiner(Refiner):
         Raises:
             UltraRefinerError: The image has another type or shape.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise UltraRefinerError(
-                f"an image must be uint8 (H, W, 3) RGB with values 0..255, got {image.dtype} "
-                f"{image.shape}. Read it with ultrarefiner.images.read_rgb, or convert it."
-            )
+        require_image(image)
         height, width = image.shape[:2]
         scale = min(1.0, self.options.size / max(height, width))
         grid = max(1, round(height * scale)), max(1, round(width * scale))

@@ -11,12 +11,12 @@ import torch
 from segment_anything.modeling import Sam
 from torch.nn import functional
 
-from ultrarefiner.errors import PromptError, UltraRefinerError, WeightsError
+from ultrarefiner.errors import PromptError, WeightsError
 from ultrarefiner.io import file_sha256
 from ultrarefiner.models.sam import input_tensor, load_sam, scale_coordinates
 from ultrarefiner.models.weights import locate_weights
 from ultrarefiner.prompts.base import Prompt
-from ultrarefiner.refine.base import Refinement, Refiner
+from ultrarefiner.refine.base import Refinement, Refiner, require_image
 from ultrarefiner.refine.embeddings import SamEmbedding, image_sha256
 from ultrarefiner.refine.options import SamOptions
 from ultrarefiner.runtime import choose_device
@@ -59,11 +59,7 @@ class SamRefiner(Refiner):
         Raises:
             UltraRefinerError: The image has another type or shape.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise UltraRefinerError(
-                f"an image must be uint8 (H, W, 3) RGB with values 0..255, got {image.dtype} "
-                f"{image.shape}. Read it with ultrarefiner.images.read_rgb, or convert it."
-            )
+        require_image(image)
         pixels, input_hw = input_tensor(image, self.sam)
         return SamEmbedding(
             features=self.sam.image_encoder(pixels)[0].float().cpu().numpy(),
