@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -43,7 +43,7 @@ def doctor(
     except UltraRefinerError as error:
         raise _stop(error) from None
     for key, value in found.facts.items():
-        console.print(f"{key}: {value}", highlight=False)
+        console.print(f"{key.replace('_', ' ')}: {_plain(value)}", highlight=False)
     for line in found.warnings:
         console.print(f"[yellow]warning:[/yellow] {line}", highlight=False)
     for line in found.errors:
@@ -51,6 +51,17 @@ def doctor(
     console.print(f"{len(found.errors)} errors, {len(found.warnings)} warnings", highlight=False)
     if found.errors:
         raise typer.Exit(1)
+
+
+def _plain(value: Any) -> str:
+    """Return a fact in words: "benign 33, malignant 16"."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list) and [type(item) for item in value] == [int, int]:
+        return f"{value[0]} to {value[1]}"
+    if isinstance(value, list):
+        return "; ".join(" = ".join(x) if isinstance(x, list) else str(x) for x in value) or "none"
+    return str(value)
 
 
 @app.command()

@@ -58,7 +58,6 @@ def test_a_sound_folder_has_no_errors_and_only_the_count_to_warn_of(root):
         "benign": 3,
         "malignant": 3,
         "normal": 1,
-        "patients": 0,
     }
     assert found.facts["cases"] == 6 and found.facts["left_out"] == {"normal": 1}
     assert found.facts["height"] == [48, 48] and found.facts["width"] == [64, 64]

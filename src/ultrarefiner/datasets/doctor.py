@@ -154,7 +154,8 @@ def _examine_case(case: Case) -> _Finding:
 def _counts(listing: Listing) -> dict[str, int]:
     counts = Counter(case.label for case in listing.cases if case.label)
     patients = {case.patient for case in listing.cases if case.patient}
-    return {"images": len(listing.cases), **dict(sorted(counts.items())), "patients": len(patients)}
+    known = {"patients": len(patients)} if patients else {}
+    return {"images": len(listing.cases), **dict(sorted(counts.items())), **known}
 
 
 def _count_warnings(listing: Listing, published: dict[str, int]) -> list[str]:
