@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -12,6 +13,11 @@ try:
     STUDY = load_study(config)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
+
+if Path("results").exists() and not Path("results").is_dir():
+    raise WorkflowError(
+        "results is a file, and the results folder has to stand there; move the file away"
+    )
 
 CFG = STUDY.config
 RUN = CFG.run

@@ -30,6 +30,7 @@ _CANNOT_WRITE = {
     errno.EFBIG,
     errno.EIO,
     errno.ENOTDIR,
+    errno.EEXIST,
 }
 
 
@@ -96,6 +97,17 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         _remove(Path(path))
+
+
+def require_writable(folder: str | Path) -> None:
+    """Check, by writing an empty file and removing it, that results can be written to a folder.
+
+    Raises:
+        OutputError: They cannot.
+    """
+    with _renamed(Path(folder) / ".writable") as temporary:
+        temporary.touch()
+    (Path(folder) / ".writable").unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

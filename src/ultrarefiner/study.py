@@ -13,7 +13,7 @@ from typing import Any
 from ultrarefiner.config import CoarseConfig, DatasetConfig, RefinerConfig, StudyConfig, load_config
 from ultrarefiner.datasets import DATASETS
 from ultrarefiner.errors import ConfigError, UltraRefinerError
-from ultrarefiner.io import json_sha256
+from ultrarefiner.io import json_sha256, require_writable
 from ultrarefiner.models import MODELS
 from ultrarefiner.models.weights import WEIGHTS, weights_name
 from ultrarefiner.prompts import PROMPTS
@@ -85,14 +85,16 @@ class Study:
         return {name: row for name, row in rows.items() if name is not None}
 
     def require_files(self) -> None:
-        """Check that the raw folders are there and that the weights load, before any job.
+        """Check, before any job, that raw folders are there, weights load and results can be written.
 
         Weights are loaded whole, on the CPU: a damaged file is found now and not after days of
         training.
 
         Raises:
             ConfigError: Something is missing or damaged; the message lists it all, with cures.
+            OutputError: The results folder cannot be written.
         """
+        require_writable(Path("results") / self.config.run)
         problems = [
             *(p for name, row in self.config.datasets.items() for p in _missing_root(name, row)),
             *(p for name in self.config.compare.coarse for p in self._missing_pretrained(name)),

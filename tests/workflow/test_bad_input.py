@@ -2,7 +2,9 @@
 
 import csv
 import os
-import resource
+import shlex
+import shutil
+import subprocess
 
 import cv2
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from tests.sam_fixture import write_tiny_sam
-from tests.workflow.study import TINY, changed, run_snakemake, write_study
+from tests.workflow.study import TINY, changed, run_snakemake, snakemake_command, write_study
 from ultrarefiner.datasets.phantom import write_phantom
 
 PLAIN = changed(
@@ -134,36 +136,43 @@ def test_weights_that_are_not_a_sam_checkpoint(tmp_path, kind, name):
     assert not (tmp_path / "results" / "tiny" / "busi").exists()
 
 
-def test_a_results_folder_that_cannot_be_written(tmp_path):
+def test_a_file_where_the_results_folder_should_be(tmp_path):
     write_study(tmp_path, PLAIN)
-    (tmp_path / "results").write_text("a file where a folder should be")
-    run_snakemake(tmp_path, ok=False)
+    (tmp_path / "results").write_text("a file")
+    assert "results is a file" in run_snakemake(tmp_path, ok=False)
 
 
-def test_a_full_disk_leaves_nothing_half_written(finished_study, tmp_path):
-    """A process that may not write more than 20 kB stands for a full disk: the same error path."""
-    from ultrarefiner.datasets.prepare import prepare_dataset
-    from ultrarefiner.errors import OutputError
+def on_another_disk(folder, options):
+    """Run the study with a small or read-only disk mounted on its results folder."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("mounting a disk for a test needs root and unshare")
+    write_study(folder, PLAIN)
+    (folder / "results").mkdir()
+    mounted = f"mount -t tmpfs -o {options} tmpfs {folder}/results"
+    run = shlex.join(snakemake_command(folder))
+    look = f"find {folder}/results -name '.partial-*' -o -type d -name npz"
+    script = f"{mounted} || exit 77; {run}; status=$?; echo LEFT; {look}; exit $status"
+    result = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", script],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    if result.returncode == 77 or "unshare failed" in result.stdout:
+        pytest.skip("this machine does not let a test mount a disk")
+    assert result.returncode == 1, result.stdout
+    output, left = result.stdout.split("LEFT\n")
+    assert left == ""
+    return output
 
-    target = tmp_path / "prepared"
-    pid = os.fork()
-    if pid == 0:
-        import signal
 
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
-        try:
-            prepare_dataset(
-                name="busi", layout="busi", root=finished_study / "results/tiny/busi/phantom",
-                include_empty=False, cases=target / "cases.csv",
-                published_folds=target / "published_folds.csv", excluded=target / "excluded.csv",
-                npz=target / "npz", images=target / "images", masks=target / "masks",
-            )  # fmt: skip
-        except OutputError:
-            os._exit(0)
-        os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert not [path for path in target.rglob("*") if path.is_file()]
+def test_a_full_disk_is_named_and_nothing_half_written_is_left(tmp_path):
+    output = on_another_disk(tmp_path, "size=300k")
+    assert "No space left on device. Free space" in output
+
+
+def test_a_read_only_disk_is_named_before_any_job(tmp_path):
+    output = on_another_disk(tmp_path, "ro")
+    assert "Read-only file system. Free space or grant permission" in output
+    assert "Error in rule" not in output
 
 
 def test_every_score_row_belongs_to_a_case(finished_study):

@@ -115,7 +115,7 @@ def _finding(name: str, row: pd.Series, tried: int) -> Finding:
         )
     if float(row.get("groups", math.inf)) < float(row["n"]):
         sentence += (
-            f" Over its {row['groups']:g} groups, which hold several images each, the same test "
+            f" Over its {row['groups']:g} groups, some of which hold several images, the same test "
             f"gives p {_equals(float(row['group_wilcoxon_p']))}."
         )
     if tried > 1:
