@@ -228,11 +228,18 @@ def test_cautions_name_what_limits_the_numbers(study, page, tmp_path):
     assert "The check of busi gave 2 warnings." in page.text
     assert "busi (3).png has no mask" in page.text
     assert "optimistic (" not in page.text and "Synthetic" not in page.text
-    provenance = {"config": {"datasets": {"busi": {"phantom": {"cases": 4}}}}}
+    provenance = {
+        "config": {
+            "datasets": {"busi": {"phantom": {"cases": 4}}},
+            "splits": {"group": "auto", "protocol": "seed"},
+        }
+    }
     edited = change(study, tmp_path, "scores", lambda t: t.assign(selection="reported fold"))
     other = Page(write(study, tmp_path, provenance=provenance, checks=[], **edited))
     assert "Synthetic images: busi." in other.text
     assert "Selected on the reported fold: grabcut-mask" in other.text
+    assert "Folds were made by image (splits.protocol: seed)" in other.text
+    assert "Folds were made by image" not in page.text
     assert "folds were run" not in other.text and "The check of" not in other.text
 
 

@@ -148,6 +148,7 @@ def caution(
         *_unequal(scores),
         *_oracles(scores),
         *_selection(scores),
+        *_by_image(provenance),
         *_folds(scores, provenance),
         *_groups(scores),
         *_misses(summary),
@@ -201,6 +202,20 @@ def _selection(scores: pd.DataFrame) -> list[Caution]:
         Caution(
             f"Selected on the reported fold: {', '.join(names)}. The epoch was chosen on the same "
             "cases that are reported (protocol: seed), so these numbers are optimistic."
+        )
+    ]
+
+
+def _by_image(provenance: Mapping[str, Any]) -> list[Caution]:
+    splits = (provenance.get("config") or {}).get("splits") or {}
+    asked = {"splits.group": "image", "splits.protocol": "seed"}
+    keys = [f"{key}: {value}" for key, value in asked.items() if splits.get(key[7:]) == value]
+    if not keys:
+        return []
+    return [
+        Caution(
+            f"Folds were made by image ({', '.join(keys)}): images of one patient, or copies of one "
+            "image, may be in training and in test, so these numbers may be too high."
         )
     ]
 
