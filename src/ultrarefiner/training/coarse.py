@@ -241,7 +241,7 @@ def train_coarse(
     if pretrained is not None:
         load_imagenet21k(net, pretrained)
     train, validation = (
-        CoarseData.read(prepared, roles[role], config.image_size)
+        CoarseData.read(prepared, roles[role], config.image_size, with_truths=role != "train")
         for role in ("train", "validation")
     )
     resume = ResumeFolder(

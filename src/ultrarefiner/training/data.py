@@ -60,7 +60,7 @@ class CoarseData:
         cases: Case ids.
         images: uint8 (N, S, S, 3) RGB.
         labels: uint8 (N, S, S) in {0, 1}.
-        truths: bool (H, W) each, the labels at original size.
+        truths: bool (H, W) each, the labels at original size; none for data only trained on.
         digests: For each case the SHA-256 of its image and label at original size.
     """
 
@@ -71,13 +71,17 @@ class CoarseData:
     digests: dict[str, str]
 
     @classmethod
-    def read(cls, prepared: str | Path, cases: Sequence[str], image_size: int) -> CoarseData:
+    def read(
+        cls, prepared: str | Path, cases: Sequence[str], image_size: int, with_truths: bool = True
+    ) -> CoarseData:
         """Read prepared cases, resized to ``image_size``.
 
         Args:
             prepared: The dataset's folder of prepared cases.
             cases: Case ids.
             image_size: Side S in pixels.
+            with_truths: Keep the labels at original size too, which evaluation needs; they are
+                the larger part of the memory.
         """
         images = np.empty((len(cases), image_size, image_size, 3), np.uint8)
         labels = np.empty((len(cases), image_size, image_size), np.uint8)
@@ -90,7 +94,8 @@ class CoarseData:
             digests[case] = digest.hexdigest()
             images[index] = resize_image(image, image_size)
             labels[index] = resize_label(label, image_size)
-            truths.append(label.astype(bool))
+            if with_truths:
+                truths.append(label.astype(bool))
         return cls(tuple(cases), images, labels, tuple(truths), digests)
 
     def __len__(self) -> int:
