@@ -3,18 +3,22 @@ rule train_coarse:
         cases="results/{run}/{dataset}/prepared/cases.csv",
         npz="results/{run}/{dataset}/prepared/npz",
         splits="results/{run}/{dataset}/splits.csv",
+        pretrained=pretrained_weights,
     output:
         model="results/{run}/{dataset}/models/{coarse}/fold{fold}/model.safetensors",
         card="results/{run}/{dataset}/models/{coarse}/fold{fold}/card.json",
         history="results/{run}/{dataset}/models/{coarse}/fold{fold}/history.csv",
     log:
-        "results/{run}/logs/train_coarse/{dataset}_{coarse}_fold{fold}.log",
+        "results/{run}/logs/train_coarse/{dataset}/{coarse}/fold{fold}.log",
     benchmark:
-        "results/{run}/benchmarks/train_coarse/{dataset}_{coarse}_fold{fold}.tsv"
-    threads: lambda wildcards: CFG.coarse[wildcards.coarse].threads
+        "results/{run}/benchmarks/train_coarse/{dataset}/{coarse}/fold{fold}.tsv"
+    threads:
+        lambda wildcards: CFG.coarse[wildcards.coarse].threads
+        + CFG.coarse[wildcards.coarse].workers
     resources:
         gpu=GPU,
         workers=lambda wildcards: CFG.coarse[wildcards.coarse].workers,
+        tensorboard=lambda wildcards: int(CFG.coarse[wildcards.coarse].tensorboard),
     params:
         training=training_params,
         protocol=CFG.splits.protocol,
@@ -38,9 +42,9 @@ rule predict_coarse:
             "results/{run}/{dataset}/probabilities/{coarse}/fold{fold}"
         ),
     log:
-        "results/{run}/logs/predict_coarse/{dataset}_{coarse}_fold{fold}.log",
+        "results/{run}/logs/predict_coarse/{dataset}/{coarse}/fold{fold}.log",
     benchmark:
-        "results/{run}/benchmarks/predict_coarse/{dataset}_{coarse}_fold{fold}.tsv"
+        "results/{run}/benchmarks/predict_coarse/{dataset}/{coarse}/fold{fold}.tsv"
     threads: lambda wildcards: CFG.coarse[wildcards.coarse].threads
     resources:
         gpu=GPU,

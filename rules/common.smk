@@ -14,15 +14,17 @@ try:
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
-if Path("results").exists() and not Path("results").is_dir():
+if STUDY.blocked_result():
     raise WorkflowError(
-        "results is a file, and the results folder has to stand there; move the file away"
+        f"{STUDY.blocked_result()} is a file, and a folder of results has to stand there; move the "
+        "file away"
     )
 
 CFG = STUDY.config
 RUN = CFG.run
 COARSE = [name for name in STUDY.methods if STUDY.methods[name].refiner is None]
 GPU = 0 if CFG.device == "cpu" else 1
+LISTINGS = {name: folder_listing(row.root) for name, row in CFG.datasets.items()}
 
 
 def any_of(names):
@@ -55,7 +57,7 @@ def raw_root(wildcards):
 
 def raw_listing(wildcards):
     """Return a digest of a real dataset's files, so that changed files rerun its jobs."""
-    return folder_listing(CFG.datasets[wildcards.dataset].root)
+    return LISTINGS[wildcards.dataset]
 
 
 def study_dump():
@@ -66,6 +68,37 @@ def study_dump():
 def training_params(wildcards):
     """Return what a trained model depends on; threads and the like leave the numbers alone."""
     return CFG.coarse[wildcards.coarse].recipe()
+
+
+def pretrained_weights(wildcards):
+    """Return the file that a model's training starts from, if it has one and it is there."""
+    row = CFG.coarse[wildcards.coarse]
+    return (
+        row.pretrained
+        if row.init != "random" and Path(row.pretrained).is_file()
+        else []
+    )
+
+
+def refiner_weights(wildcards):
+    """Return a refiner's weights file, if it has one and it is there."""
+    return STUDY.weights_file(wildcards.refiner) or []
+
+
+def embedder_weights(wildcards):
+    """Return the weights file that makes an embedding, if it is there."""
+    rows = (
+        name for name in CFG.refiners if STUDY.embeddings_of(name) == wildcards.weights
+    )
+    return STUDY.weights_file(next(rows)) or []
+
+
+def study_weights(wildcards):
+    """Return every weights file of the study that is there."""
+    files = [STUDY.weights_file(name) for name in CFG.compare.refine]
+    rows = [CFG.coarse[name] for name in COARSE]
+    files += [row.pretrained for row in rows if row.init != "random"]
+    return sorted({name for name in files if name and Path(name).is_file()})
 
 
 def prompt_masks(wildcards):

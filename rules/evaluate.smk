@@ -7,9 +7,9 @@ rule score_masks:
     output:
         scores="results/{run}/{dataset}/scores/{method}/fold{fold}.csv",
     log:
-        "results/{run}/logs/score_masks/{dataset}_{method}_fold{fold}.log",
+        "results/{run}/logs/score_masks/{dataset}/{method}/fold{fold}.log",
     benchmark:
-        "results/{run}/benchmarks/score_masks/{dataset}_{method}_fold{fold}.tsv"
+        "results/{run}/benchmarks/score_masks/{dataset}/{method}/fold{fold}.tsv"
     params:
         prompt_source=lambda wildcards: STUDY.methods[wildcards.method].source,
         oracle=lambda wildcards: STUDY.methods[wildcards.method].oracle,

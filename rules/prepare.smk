@@ -23,6 +23,7 @@ rule check_dataset:
         "results/{run}/logs/check_dataset/{dataset}.log",
     benchmark:
         "results/{run}/benchmarks/check_dataset/{dataset}.tsv"
+    priority: 30
     params:
         layout=lambda wildcards: STUDY.layout(wildcards.dataset),
         root=raw_root,
@@ -49,6 +50,7 @@ rule prepare_dataset:
         "results/{run}/logs/prepare_dataset/{dataset}.log",
     benchmark:
         "results/{run}/benchmarks/prepare_dataset/{dataset}.tsv"
+    priority: 20
     params:
         layout=lambda wildcards: STUDY.layout(wildcards.dataset),
         root=raw_root,
@@ -70,8 +72,9 @@ rule split_folds:
         "results/{run}/logs/split_folds/{dataset}.log",
     benchmark:
         "results/{run}/benchmarks/split_folds/{dataset}.tsv"
+    priority: 10
     params:
-        splits=CFG.splits.model_dump(exclude={"run"}),
+        splits=CFG.splits.recipe(),
         folds_from=lambda wildcards: CFG.datasets[wildcards.dataset].folds,
     message:
         "Decide who is in which fold of {wildcards.dataset}"

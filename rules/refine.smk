@@ -5,9 +5,9 @@ rule make_prompts:
     output:
         prompts="results/{run}/{dataset}/prompts/{coarse}/{prompt}/fold{fold}.json",
     log:
-        "results/{run}/logs/make_prompts/{dataset}_{coarse}_{prompt}_fold{fold}.log",
+        "results/{run}/logs/make_prompts/{dataset}/{coarse}/{prompt}/fold{fold}.log",
     benchmark:
-        "results/{run}/benchmarks/make_prompts/{dataset}_{coarse}_{prompt}_fold{fold}.tsv"
+        "results/{run}/benchmarks/make_prompts/{dataset}/{coarse}/{prompt}/fold{fold}.tsv"
     params:
         prompt=lambda wildcards: CFG.prompts[wildcards.prompt].model_dump(),
     message:
@@ -20,12 +20,13 @@ rule embed_images:
     input:
         cases="results/{run}/{dataset}/prepared/cases.csv",
         images="results/{run}/{dataset}/prepared/images",
+        weights=embedder_weights,
     output:
         embeddings=directory("results/{run}/{dataset}/embeddings/{weights}/full"),
     log:
-        "results/{run}/logs/embed_images/{dataset}_{weights}.log",
+        "results/{run}/logs/embed_images/{dataset}/{weights}.log",
     benchmark:
-        "results/{run}/benchmarks/embed_images/{dataset}_{weights}.tsv"
+        "results/{run}/benchmarks/embed_images/{dataset}/{weights}.tsv"
     threads: 4
     resources:
         gpu=GPU,
@@ -45,12 +46,13 @@ rule refine_masks:
         images="results/{run}/{dataset}/prepared/images",
         soft_masks=soft_masks,
         embeddings=embeddings_input,
+        weights=refiner_weights,
     output:
         masks=directory("results/{run}/{dataset}/masks/{refiner}-{prompt}/fold{fold}"),
     log:
-        "results/{run}/logs/refine_masks/{dataset}_{refiner}-{prompt}_fold{fold}.log",
+        "results/{run}/logs/refine_masks/{dataset}/{refiner}-{prompt}/fold{fold}.log",
     benchmark:
-        "results/{run}/benchmarks/refine_masks/{dataset}_{refiner}-{prompt}_fold{fold}.tsv"
+        "results/{run}/benchmarks/refine_masks/{dataset}/{refiner}-{prompt}/fold{fold}.tsv"
     threads: lambda wildcards: 4 if STUDY.embeddings_of(wildcards.refiner) else 1
     resources:
         gpu=lambda wildcards: GPU if STUDY.embeddings_of(wildcards.refiner) else 0,

@@ -48,6 +48,7 @@ rule write_report:
             "results/{{run}}/{dataset}/check/report.json", dataset=list(CFG.datasets)
         ),
         cards=model_files("card.json"),
+        weights=study_weights,
     output:
         page=report(
             "results/{run}/report/report.html",

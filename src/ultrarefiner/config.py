@@ -21,7 +21,7 @@ NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 class Section(BaseModel):
     """A part of the configuration; unknown keys are errors, values cannot change later."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class PhantomConfig(Section):
@@ -40,7 +40,9 @@ class PhantomConfig(Section):
 class DatasetConfig(Section):
     """One dataset: a folder of files as downloaded, or phantoms."""
 
-    root: str | None = Field(None, description="Folder of the dataset as downloaded; only read.")
+    root: str | None = Field(
+        None, min_length=1, description="Folder of the dataset as downloaded; only read."
+    )
     phantom: PhantomConfig | None = Field(None, description="Make phantoms instead of `root`.")
     layout: str | None = Field(
         None, description="Layout of the folder; the dataset's own name when absent."
@@ -75,7 +77,7 @@ class SplitsConfig(Section):
         0.15, gt=0.0, lt=0.5, description="Share of the training groups kept for model selection."
     )
     holdout: float = Field(
-        0.0, ge=0.0, lt=0.5, description="Share of groups kept out of all folds."
+        0.0, ge=0.0, lt=0.5, description="Share of groups kept out of every fold; not scored."
     )
     seed: int = Field(123, ge=0, description="Seed of the folds.")
     protocol: Literal["nested", "seed"] = Field(
@@ -91,6 +93,12 @@ class SplitsConfig(Section):
             if wrong or not self.run:
                 raise ValueError(f"run: {self.run} must name folds from 0 to {self.folds - 1}")
         return self
+
+    def recipe(self) -> dict[str, Any]:
+        """Return what the folds depend on: not which of them run, nor keys without effect."""
+        return self.model_dump(
+            exclude={"run", "validation"} if self.protocol == "seed" else {"run"}
+        )
 
     @property
     def run_folds(self) -> list[int]:
@@ -158,8 +166,18 @@ class CoarseConfig(Section):
         return value
 
     def recipe(self) -> dict[str, Any]:
-        """Return what the trained weights depend on: all but how fast and how loudly it runs."""
-        return self.model_dump(mode="json", exclude={"workers", "threads", "tensorboard"})
+        """Return what the trained weights depend on.
+
+        Left out: how fast and how loudly it runs, and keys that have no effect beside others.
+        """
+        idle: dict[str, Any] = {"workers": True, "threads": True, "tensorboard": True}
+        if self.optimizer != "sgd":
+            idle["momentum"] = True
+        if self.init == "random":
+            idle["pretrained"] = True
+        if self.augment.rotate == 0.0:
+            idle["augment"] = {"rotate_degrees"}
+        return self.model_dump(mode="json", exclude=idle)
 
     @model_validator(mode="after")
     def _loss_has_a_term(self) -> CoarseConfig:
@@ -273,6 +291,11 @@ class StudyConfig(Section):
                         f"{section}: '{name}' must be lower-case letters and digits, words joined "
                         "by single underscores (it becomes a folder name)"
                     )
+        for name in ("report", "logs", "benchmarks"):
+            if name in self.datasets:
+                raise ValueError(
+                    f"datasets: '{name}' is a folder of every run; choose another name"
+                )
         return self
 
 

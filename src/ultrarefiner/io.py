@@ -11,6 +11,8 @@ import errno
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -30,15 +32,34 @@ _CANNOT_WRITE = {
     errno.EFBIG,
     errno.EIO,
     errno.ENOTDIR,
-    errno.EEXIST,
 }
 
 
+def _in_partial_folder(path: Path) -> bool:
+    return any(part.startswith(_PARTIAL) for part in path.parts[:-1])
+
+
+def _is_dead(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
 def _partial_name(path: Path) -> Path:
-    for stale in path.parent.glob(f"{_PARTIAL}*-{path.name}"):
-        shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+    """Return a temporary name that tells whose it is, and remove those of dead processes."""
+    host = re.sub(r"\W", "_", platform.node())
+    if not _in_partial_folder(path):
+        for stale in path.parent.glob(f"{_PARTIAL}{host}-*-{path.name}"):
+            process = stale.name.removeprefix(f"{_PARTIAL}{host}-").split("-")[0]
+            if process.isdigit() and int(process) != os.getpid() and _is_dead(int(process)):
+                _remove(stale)
+    unique = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     # The suffix stays last: image writers choose the format by it.
-    return path.parent / f"{_PARTIAL}{uuid.uuid4().hex[:8]}-{path.name}"
+    return path.parent / f"{_PARTIAL}{unique}-{path.name}"
 
 
 def _remove(path: Path) -> None:
@@ -82,8 +103,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     with _renamed(Path(path)) as temporary:
         yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
+        # A file in a folder that is renamed as a whole needs no sync of its own.
+        if not _in_partial_folder(temporary):
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
 
 
 @contextmanager
@@ -105,9 +128,10 @@ def require_writable(folder: str | Path) -> None:
     Raises:
         OutputError: They cannot.
     """
-    with _renamed(Path(folder) / ".writable") as temporary:
+    probe = Path(folder) / ".writable"
+    with _renamed(probe) as temporary:
         temporary.touch()
-    (Path(folder) / ".writable").unlink()
+    probe.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -54,7 +54,8 @@ def _seed(seed: int) -> None:
 
 def _start_log(path: Path) -> logging.Handler:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    # Appended: a retry or a resumed job must not erase why the attempt before it ended.
+    handler = logging.FileHandler(path, mode="a", encoding="utf-8")
     handler.setFormatter(logging.Formatter(FORMAT))
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(logging.Formatter("%(message)s"))
@@ -70,7 +71,7 @@ def job(snakemake: Any) -> Iterator[None]:
     """Run the body as a job: everything it logs, and any traceback, goes to the rule's log.
 
     Beside the log stands ``<log>.json`` with wildcards, params, inputs, outputs, seed, versions
-    and git revision. An error that the user can mend is shown on the console as its message
+    and git revision; ``finished`` is null until the job has succeeded. An error that the user can mend is shown on the console as its message
     alone; the traceback is in the log.
 
     Args:
@@ -95,7 +96,9 @@ def job(snakemake: Any) -> Iterator[None]:
         "git_revision": git_revision(),
         "versions": package_versions(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": None,
     }
+    write_json(log.with_suffix(".json"), record)
     try:
         yield
     except UltraRefinerError as error:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+
+from ultrarefiner.io import file_sha256
 
 PACKAGES = (
     "ultrarefiner",
@@ -57,12 +60,19 @@ def git_revision() -> str:
     return f"{revision}+changes" if _git(here.parent, "status", "--porcelain") else revision
 
 
-def run_provenance() -> dict[str, object]:
-    """Return what a reader needs to make the same numbers again."""
+def run_provenance(config: dict[str, object], weights: Iterable[str]) -> dict[str, object]:
+    """Return what a reader needs to make the same numbers again.
+
+    Args:
+        config: The study's configuration, defaults included.
+        weights: Files of published weights that the study used.
+    """
     return {
         "git_revision": git_revision(),
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "platform": platform.platform(),
         "processor": platform.machine(),
         "versions": package_versions(),
+        "weights": [{"file": str(path), "sha256": file_sha256(path)} for path in weights],
+        "config": config,
     }

@@ -5,20 +5,32 @@ This is what the Snakefile works from. It imports no model code, so that plannin
 
 from __future__ import annotations
 
+import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ultrarefiner.config import CoarseConfig, DatasetConfig, RefinerConfig, StudyConfig, load_config
+from ultrarefiner.config import (
+    CoarseConfig,
+    DatasetConfig,
+    RefinerConfig,
+    SplitsConfig,
+    StudyConfig,
+    load_config,
+)
 from ultrarefiner.datasets import DATASETS
 from ultrarefiner.errors import ConfigError, UltraRefinerError
 from ultrarefiner.io import json_sha256, require_writable
 from ultrarefiner.models import MODELS
-from ultrarefiner.models.weights import WEIGHTS, weights_name
+from ultrarefiner.models.weights import WEIGHTS, locate_weights, weights_name
 from ultrarefiner.prompts import PROMPTS
 from ultrarefiner.refine import REFINERS, load_refiner, parse_options
 from ultrarefiner.registry import unknown_name
+
+# What a dataset folder is read for; other files in it (notes, thumbnails) change nothing.
+_DATA_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".csv"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,20 @@ class Study:
             return None
         return weights_name(row.weights)
 
+    def weights_file(self, refiner: str) -> str | None:
+        """Return the path of a refiner's weights; None: it has none, or they are not there yet."""
+        weights = self.config.refiners[refiner].weights
+        try:
+            return None if weights is None else str(locate_weights(weights))
+        except UltraRefinerError:
+            return None
+
+    def blocked_result(self) -> Path | None:
+        """Return a file that stands where a folder of the results has to be."""
+        run = Path("results") / self.config.run
+        folders = [run.parent, run, run / "report", *(run / name for name in self.config.datasets)]
+        return next((path for path in folders if path.exists() and not path.is_dir()), None)
+
     @property
     def embedders(self) -> dict[str, RefinerConfig]:
         """The refiner row that makes the embeddings of each weights name."""
@@ -105,10 +131,11 @@ class Study:
 
     def _missing_pretrained(self, name: str) -> Iterator[str]:
         row = self.config.coarse[name]
-        if row.init != "random" and not Path(row.pretrained).is_file():
+        if row.init != "random" and not zipfile.is_zipfile(row.pretrained):
             url = WEIGHTS[MODELS[row.model].pretrained].url
+            state = "is damaged" if Path(row.pretrained).exists() else "is not there"
             yield (
-                f"coarse.{name}.pretrained: {row.pretrained} is not there. Download {url} to that "
+                f"coarse.{name}.pretrained: {row.pretrained} {state}. Download {url} to that "
                 "path, or set `init: random` to train from scratch."
             )
 
@@ -131,15 +158,28 @@ def _missing_root(name: str, row: DatasetConfig) -> Iterator[str]:
 
 
 def folder_listing(root: str | None) -> str:
-    """Return a digest of a raw folder: the names and sizes of its files, not their times.
+    """Return a digest of a raw folder: the names, sizes and ends of its data files, not their times.
 
     A job that carries it in its params runs again when files are added, removed or replaced.
     """
     if root is None or not Path(root).is_dir():
         return "absent"
-    files = (path for path in Path(root).rglob("*") if path.is_file())
-    entries = sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in files)
-    return json_sha256(entries)[:16]
+    entries = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder) / name
+            if path.suffix.lower() in _DATA_SUFFIXES and not name.startswith("."):
+                entries.append((path.relative_to(root).as_posix(), *_size_and_end(path)))
+    return json_sha256(sorted(entries))[:16]
+
+
+def _size_and_end(path: Path) -> tuple[int, str]:
+    # A PNG ends with checksums of its pixels, so an edit that keeps the size is seen too.
+    with open(path, "rb") as handle:
+        size = handle.seek(0, os.SEEK_END)
+        handle.seek(max(size - 64, 0))
+        return size, handle.read().hex()
 
 
 def _check_names(config: StudyConfig) -> Iterator[str]:
@@ -150,13 +190,15 @@ def _check_names(config: StudyConfig) -> Iterator[str]:
             hint = "" if row.layout else " A dataset of another name needs `layout:`."
             yield f"{key}: {unknown_name('dataset layout', layout, DATASETS)}{hint}"
         elif row.folds == "published":
-            yield from _check_published(name, layout, config.splits.folds)
+            yield from _check_published(name, layout, config.splits)
     for name in config.compare.coarse:
         if name not in config.coarse:
             yield f"compare.coarse: {unknown_name('coarse model', name, config.coarse)}"
     for refiner, prompts in config.compare.refine.items():
         if refiner not in config.refiners:
             yield f"compare.refine: {unknown_name('refiner', refiner, config.refiners)}"
+        if not prompts:
+            yield f"compare.refine.{refiner}: no prompt mode is listed; add one or remove the line"
         for prompt in prompts:
             if prompt not in config.prompts:
                 yield (
@@ -164,8 +206,13 @@ def _check_names(config: StudyConfig) -> Iterator[str]:
                 )
 
 
-def _check_published(name: str, layout: str, folds: int) -> Iterator[str]:
-    there = DATASETS[layout].published_folds
+def _check_published(name: str, layout: str, splits: SplitsConfig) -> Iterator[str]:
+    there, folds = DATASETS[layout].published_folds, splits.folds
+    if splits.protocol == "seed":
+        yield (
+            f"datasets.{name}.folds: published cannot go with splits.protocol: seed, which makes its "
+            "own folds; use `folds: made` or `protocol: nested`"
+        )
     if folds not in there:
         have = f"has partitions of {' and '.join(map(str, there))}" if there else "has none"
         yield (

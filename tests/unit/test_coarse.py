@@ -70,7 +70,9 @@ def test_card_says_what_made_the_model_and_what_it_has_seen(study, trained):
     assert card["config"]["lr"] == 0.05
     best = max(float(row["val_dice"]) for row in read_rows(trained / "history.csv"))
     assert card["metrics"]["dice"] == best
-    assert [path.name for path in (trained / "resume").iterdir()] == ["fingerprint.json"]
+    kept = trained / "resume" / f"best-{card['metrics']['epoch']:05d}.safetensors"
+    assert kept.samefile(trained / "model.safetensors")
+    assert (trained / "resume" / "state.pt").stat().st_size < 10_000
 
 
 def test_the_written_model_has_the_metrics_of_its_card(study, trained):

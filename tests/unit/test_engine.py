@@ -16,10 +16,10 @@ from ultrarefiner.training.engine import (
     fit,
     poly_lr,
     set_train_mode,
-    stop_on_sigterm,
 )
 from ultrarefiner.training.losses import coarse_loss
 from ultrarefiner.training.resume import ResumeFolder
+from ultrarefiner.training.signals import stop_on_signal
 
 
 class ConvTask:
@@ -216,7 +216,7 @@ def test_other_threads_train_without_a_signal_handler():
     seen = []
 
     def work():
-        with stop_on_sigterm() as check:
+        with stop_on_signal() as check:
             seen.append(signal.getsignal(signal.SIGTERM))
             check()
 

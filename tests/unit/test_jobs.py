@@ -52,7 +52,16 @@ def test_the_users_error_is_short_on_screen_and_whole_in_the_log(snakemake, tmp_
     log = (tmp_path / "logs" / "job.log").read_text()
     assert "Traceback" in log
     assert "DatasetError" in log
-    assert not (tmp_path / "logs" / "job.json").exists()
+    assert json.loads((tmp_path / "logs" / "job.json").read_text())["finished"] is None
+
+
+def test_a_second_attempt_keeps_the_log_of_the_first(snakemake, tmp_path):
+    with pytest.raises(SystemExit), job(snakemake):
+        raise DatasetError("first")
+    with job(snakemake):
+        logging.getLogger("somewhere").info("second")
+    log = (tmp_path / "logs" / "job.log").read_text()
+    assert log.index("first") < log.index("second")
 
 
 def test_a_bug_is_a_traceback_in_both(snakemake, tmp_path, capsys):

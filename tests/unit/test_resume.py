@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,7 +96,51 @@ def test_a_killed_training_ends_where_an_unbroken_one_does(study, unbroken, tmp_
     assert "resuming after epoch 2 of 3" in caplog.text
     assert "EPOCH 2/3" not in caplog.text
     assert same_result(folder, unbroken)
-    assert [path.name for path in (folder / "resume").iterdir()] == ["fingerprint.json"]
+    assert not list((folder / "resume").glob(".partial-*"))
+
+
+def test_a_finished_training_is_not_repeated(study, tmp_path, caplog):
+    folder = tmp_path / "model"
+    train(tiny_config(), study, folder)
+    kept = tmp_path / "kept"
+    shutil.copytree(folder, kept)
+    for name in ("model.safetensors", "card.json", "history.csv"):
+        (folder / name).unlink()  # as Snakemake does before it runs a job again
+    with caplog.at_level("INFO"):
+        train(tiny_config(threads=2), study, folder)
+    assert "finished before with the same recipe, cases and code" in caplog.text
+    assert "EPOCH" not in caplog.text.split("finished before")[1]
+    assert (folder / "history.csv").read_bytes() == (kept / "history.csv").read_bytes()
+    assert file_sha256(folder / "model.safetensors") == file_sha256(kept / "model.safetensors")
+
+
+def test_changed_training_code_repeats_a_finished_training(study, tmp_path, caplog, monkeypatch):
+    folder = tmp_path / "model"
+    train(tiny_config(), study, folder)
+    first = file_sha256(folder / "model.safetensors")
+    monkeypatch.setattr("ultrarefiner.training.resume.code_digest", lambda: "another")
+    with caplog.at_level("INFO"):
+        caplog.clear()
+        train(tiny_config(), study, folder)
+    assert "training starts over: the training code has changed" in caplog.text
+    assert "EPOCH 1/3" in caplog.text
+    assert file_sha256(folder / "model.safetensors") == first
+
+
+def test_a_second_process_is_kept_out(tmp_path):
+    first = ResumeFolder(tmp_path, {"config": {"lr": 1}})
+    code = (
+        "import sys\nfrom ultrarefiner.training.resume import ResumeFolder\n"
+        "ResumeFolder(sys.argv[1], {'config': {'lr': 2}})\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"process {os.getpid()} on" in second.stderr
+    assert "Wait for it or stop it" in second.stderr
+    assert json.loads((tmp_path / "fingerprint.json").read_text())["parts"] == {"config": {"lr": 1}}
+    first.clear()
+    del first
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 class Stop(Exception):
@@ -186,7 +231,7 @@ def test_only_the_best_model_that_the_state_names_is_kept(tmp_path):
     assert again.load_best(3)["w"].tolist() == [3, 3]
     assert not (tmp_path / "best-00001.safetensors").exists()
     again.clear()
-    assert [path.name for path in tmp_path.iterdir()] == ["fingerprint.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"fingerprint.json", "lock"}
 
 
 def test_a_damaged_state_is_named_with_its_cure(tmp_path):

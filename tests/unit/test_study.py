@@ -3,7 +3,7 @@
 import pytest
 
 from tests.workflow.study import TINY, changed
-from ultrarefiner.config import load_config
+from ultrarefiner.config import CoarseConfig, SplitsConfig, load_config
 from ultrarefiner.errors import ConfigError
 from ultrarefiner.study import folder_listing, load_study
 
@@ -43,6 +43,17 @@ WRONG = [
     ({"refiners__tiny_sam__family": "san"}, ("refiners.tiny_sam", "Did you mean 'sam'")),
     ({"compare__refine": {"grabcut": ["box_loose"]}}, ("box_loose", "rectangle")),
     ({"run": "../elsewhere"}, ("run", "folder name")),
+    ({"datasets": {"report": {"root": "a", "layout": "busi"}}}, ("'report'", "another name")),
+    ({"datasets": {"busi": {"root": ""}}}, ("datasets.busi.root",)),
+    ({"coarse__transunet__lr": float("inf")}, ("coarse.transunet.lr", "finite")),
+    ({"compare__refine": {"grabcut": []}}, ("compare.refine.grabcut", "no prompt mode")),
+    (
+        {
+            "datasets": {"busbra": {"root": "a", "folds": "published"}},
+            "splits": {"folds": 5, "protocol": "seed"},
+        },
+        ("datasets.busbra.folds", "protocol: seed"),
+    ),
 ]
 
 
@@ -93,13 +104,24 @@ def test_the_recipe_leaves_out_what_changes_no_number():
     config = load_config(TINY).coarse["transunet"]
     assert not {"threads", "workers", "tensorboard"} & set(config.recipe())
     assert config.recipe()["epochs"] == 2
+    assert not {"momentum", "pretrained"} & set(config.recipe())
+    assert "rotate_degrees" not in config.recipe()["augment"]
+    plain = CoarseConfig(augment={"rotate": 0.5})
+    assert {"momentum", "pretrained"} <= set(plain.recipe())
+    assert plain.recipe()["augment"]["rotate_degrees"] == 20
+    assert "validation" not in SplitsConfig(protocol="seed").recipe()
+    assert "validation" in SplitsConfig().recipe()
 
 
-def test_a_folder_listing_sees_names_and_sizes_but_not_times(tmp_path):
+def test_a_folder_listing_sees_data_but_neither_times_nor_notes(tmp_path):
     (tmp_path / "a.png").write_bytes(b"12")
     first = folder_listing(str(tmp_path))
     (tmp_path / "a.png").touch()
+    (tmp_path / "notes.txt").write_text("a note")
+    (tmp_path / ".DS_Store").write_text("x")
     assert folder_listing(str(tmp_path)) == first
+    (tmp_path / "a.png").write_bytes(b"21")
+    assert folder_listing(str(tmp_path)) != first
     (tmp_path / "a.png").write_bytes(b"123")
     second = folder_listing(str(tmp_path))
     (tmp_path / "b.png").write_bytes(b"")

@@ -29,6 +29,7 @@ TINY = {
             "optimizer": "adamw",
             "lr": 0.002,
             "threads": 1,
+            "tensorboard": True,
         }
     },
     "prompts": {

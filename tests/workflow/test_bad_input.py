@@ -136,10 +136,12 @@ def test_weights_that_are_not_a_sam_checkpoint(tmp_path, kind, name):
     assert not (tmp_path / "results" / "tiny" / "busi").exists()
 
 
-def test_a_file_where_the_results_folder_should_be(tmp_path):
+@pytest.mark.parametrize("name", ["results", "results/tiny", "results/tiny/busi"])
+def test_a_file_where_a_results_folder_should_be(tmp_path, name):
     write_study(tmp_path, PLAIN)
-    (tmp_path / "results").write_text("a file")
-    assert "results is a file" in run_snakemake(tmp_path, ok=False)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("a file")
+    assert f"{name} is a file" in run_snakemake(tmp_path, ok=False)
 
 
 def on_another_disk(folder, options):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.sam_fixture import write_tiny_sam
 from tests.workflow.study import TINY, changed, planned, run_snakemake, write_study
 
 REPORT = {"summarise_scores", "compare_methods", "plot_scores", "draw_overlays", "write_report"}
@@ -56,6 +57,14 @@ def test_epochs_rerun_training_and_what_follows(folder):
     assert jobs["refine_masks"] == 4
     assert not {"write_phantom", "check_dataset", "prepare_dataset", "split_folds"} & set(jobs)
     assert "embed_images" not in jobs
+
+
+def test_replaced_weights_rerun_what_they_made(study_copy):
+    write_tiny_sam(study_copy / "tiny_sam.pth", seed=1)
+    jobs = planned(run_snakemake(study_copy, "--dry-run"))
+    assert jobs["embed_images"] == 1
+    assert jobs["refine_masks"] == 2
+    assert not {"train_coarse", "make_prompts"} & set(jobs)
 
 
 def test_a_new_method_retrains_nothing(folder):

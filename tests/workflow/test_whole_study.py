@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.workflow.study import TINY, run_snakemake, write_study
+from ultrarefiner.config import CoarseConfig
 from ultrarefiner.images import read_gray
 
 METHODS = ("transunet", "grabcut-mask", "grabcut-oracle_mask", "tiny_sam-box_loose")
@@ -44,13 +45,20 @@ def test_every_artifact_is_where_the_design_says(finished_study):
     assert {row["method"] for row in rows(run / "report" / "scores.csv")} == set(METHODS)
 
 
+def test_every_key_of_the_model_arrives_in_its_training(finished_study):
+    model = finished_study / "results" / "tiny" / "busi" / "models" / "transunet" / "fold0"
+    asked = CoarseConfig(**TINY["coarse"]["transunet"]).model_dump(mode="json")
+    assert json.loads((model / "card.json").read_text())["config"] == asked
+    assert list((model / "tensorboard").glob("events*"))
+
+
 def test_the_log_carries_provenance(finished_study):
     logs = finished_study / "results" / "tiny" / "logs"
-    record = json.loads((logs / "train_coarse" / "busi_transunet_fold0.json").read_text())
+    record = json.loads((logs / "train_coarse" / "busi/transunet/fold0.json").read_text())
     assert record["params"]["training"]["epochs"] == 2
     assert record["seed"] > 0
     assert {"torch", "snakemake", "python"} <= set(record["versions"])
-    assert "★" in (logs / "train_coarse" / "busi_transunet_fold0.log").read_text()
+    assert "★" in (logs / "train_coarse" / "busi/transunet/fold0.log").read_text()
 
 
 def test_the_report_is_one_offline_file(finished_study):
@@ -100,7 +108,7 @@ def test_a_leaking_card_stops_the_prediction(study_copy):
         targets=("results/tiny/busi/masks/transunet/fold0",), ok=False,
     )  # fmt: skip
     assert test[0] in output
-    log = study_copy / "results/tiny/logs/predict_coarse/busi_transunet_fold0.log"
+    log = study_copy / "results/tiny/logs/predict_coarse/busi/transunet/fold0.log"
     assert "Traceback" in log.read_text()
     assert "LeakError" in log.read_text()
     assert not (base / "masks" / "transunet" / "fold0").exists()

@@ -12,6 +12,7 @@ with job(snakemake):
             **snakemake.params.training,
             threads=snakemake.threads,
             workers=snakemake.resources.workers,
+            tensorboard=snakemake.resources.tensorboard,
         ),
         name=snakemake.wildcards.coarse,
         dataset=snakemake.wildcards.dataset,

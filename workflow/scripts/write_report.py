@@ -15,6 +15,6 @@ with job(snakemake):
         cards=list(snakemake.input.cards),
         title=snakemake.params.title,
         reference=snakemake.params.reference,
-        provenance={**run_provenance(), "config": snakemake.params.study},
+        provenance=run_provenance(snakemake.params.study, snakemake.input.get("weights", [])),
         output=snakemake.output.page,
     )

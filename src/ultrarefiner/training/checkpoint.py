@@ -18,6 +18,7 @@ from ultrarefiner import __version__
 from ultrarefiner.errors import LeakError, UltraRefinerError, WeightsError
 from ultrarefiner.io import atomic_path, file_sha256, read_json, write_json
 from ultrarefiner.models import MODELS, build_model
+from ultrarefiner.provenance import git_revision
 
 FORMAT = 1
 _KEYS = (
@@ -45,6 +46,7 @@ def versions() -> dict[str, str]:
     """Return the versions of the software whose numbers end up in a checkpoint."""
     return {
         "ultrarefiner": __version__,
+        "git_revision": git_revision(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lightning_fabric": lightning_fabric.__version__,

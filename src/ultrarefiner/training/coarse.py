@@ -33,9 +33,10 @@ from ultrarefiner.training.checkpoint import (
 )
 from ultrarefiner.training.counts import confusion_counts, mean_measures
 from ultrarefiner.training.data import CoarseData, TrainingBatches, as_input
-from ultrarefiner.training.engine import Check, EngineSettings, FitResult, fit
+from ultrarefiner.training.engine import EngineSettings, FitResult, fit
 from ultrarefiner.training.losses import coarse_loss
 from ultrarefiner.training.resume import ResumeFolder
+from ultrarefiner.training.signals import Check
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ class CoarseTask:
             counts.append(confusion_counts(torch.from_numpy(one.mask), truth))
             label = torch.from_numpy(data.labels[one.index]).long().to(one.logits.device)
             losses.append(self._loss(one.logits[None], label[None]))
-        loss = float(torch.cat(losses).double().mean().cpu())
+        loss = float(torch.cat(losses).cpu().double().mean())
         return mean_measures(torch.stack(counts)) | {"loss": loss}
 
 
@@ -286,7 +287,8 @@ def train_coarse(
             "fingerprint": resume.fingerprint,
         },
     )
-    resume.clear()
+    best = {"rows": result.rows, "best_epoch": result.best_epoch, "metrics": result.metrics}
+    resume.finish(best, result.best_epoch, model)
     _say_best(result, selection, len(roles["validation"]), model)
 
 

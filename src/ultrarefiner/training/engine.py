@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -28,10 +25,9 @@ from ultrarefiner.io import item_seed, write_rows
 from ultrarefiner.runtime import choose_device, seed_everything
 from ultrarefiner.training import console
 from ultrarefiner.training.resume import ResumeFolder
+from ultrarefiner.training.signals import Check, stop_on_signal
 
 log = logging.getLogger(__name__)
-
-Check = Callable[[], None]
 
 
 class Task(Protocol):
@@ -145,43 +141,20 @@ def make_fabric(settings: EngineSettings) -> Fabric:
     """Return lightning-fabric on the one device of the settings.
 
     Raises:
-        ConfigError: The device is not on this machine.
+        ConfigError: The device is not on this machine, or cannot compute so.
     """
     device = choose_device(settings.device)
+    if settings.precision == "16-mixed" and device.type != "cuda":
+        raise ConfigError(
+            f"precision: 16-mixed needs a CUDA GPU and this job runs on {device.type}; use "
+            "bf16-mixed or 32-true"
+        )
     devices: Any = 1 if device.index is None else [device.index]
     # A Slurm job is one process here; without this, fabric takes srun's variables as orders.
     plugins = [LightningEnvironment()]
     return Fabric(
         accelerator=device.type, devices=devices, precision=settings.precision, plugins=plugins
     )
-
-
-@contextmanager
-def stop_on_sigterm() -> Iterator[Check]:
-    """Turn SIGTERM into a clean stop: the check that is given raises once the signal has come.
-
-    Outside the main thread, where Python takes no signals, the check does nothing.
-
-    Raises:
-        SystemExit: Status 143, from the check.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    asked = threading.Event()
-    previous = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-
-    def check() -> None:
-        if asked.is_set():
-            log.warning(
-                "stopped by SIGTERM; the last finished epoch is saved, run again to go on from it"
-            )
-            raise SystemExit(128 + signal.SIGTERM)
-
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
 
 
 def _groups(sizes: list[int], accumulate: int) -> list[tuple[int, bool]]:
@@ -250,12 +223,15 @@ class _Run:
             self._restore(saved)
 
     def _restore(self, saved: dict[str, Any]) -> None:
+        self.result = FitResult(saved["rows"], saved["best_epoch"], saved["metrics"])
+        if saved.get("finished"):
+            return
         self.task.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.fabric.strategy.precision.load_state_dict(saved["precision"])
+        if saved["precision"]:
+            self.fabric.strategy.precision.load_state_dict(saved["precision"])
         _set_rng_state(saved["rng"])
         self.step = saved["step"]
-        self.result = FitResult(saved["rows"], saved["best_epoch"], saved["metrics"])
         log.info("resuming after epoch %d of %d", len(saved["rows"]), self.settings.epochs)
 
     def save(self) -> None:
@@ -340,7 +316,7 @@ def fit(
     """Train a task's model, from the last finished epoch if ``resume`` holds one.
 
     On return the model has the weights of the best epoch, in eval mode; the resume folder still
-    holds the state, to be cleared once the model is safely written.
+    holds the state, to be finished once the model is safely written.
 
     Args:
         task: What to train.
@@ -355,7 +331,7 @@ def fit(
     run = _Run(task, settings, resume)
     result, history = run.result, Path(history)
     events = _open_events(settings.tensorboard, len(result.rows))
-    with stop_on_sigterm() as check:
+    with stop_on_signal() as check:
         for epoch in range(len(result.rows), settings.epochs):
             row = run.train_epoch(epoch, check)
             last = epoch + 1 == settings.epochs

@@ -2,26 +2,47 @@
 
 Snakemake deletes a job's declared outputs before it runs again, so the state of a training lies
 beside them, undeclared. It counts only if the fingerprint of everything that decides the numbers
-is the same; otherwise training starts over and says what changed.
+is the same; otherwise training starts over and says what changed. A finished training leaves its
+result there: Snakemake may run the job again although nothing changed that a number depends on (a
+script touched by an update, say), and days of training are then not repeated.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import pickle
+import platform
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import ultrarefiner
 from ultrarefiner import __version__
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.io import atomic_path, json_sha256, read_json, write_json
 from ultrarefiner.training.checkpoint import load_weights, save_weights
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 log = logging.getLogger(__name__)
 
 _SHOWN = 5
+
+
+def code_digest() -> str:
+    """Return the SHA-256 of the code that decides what a training gives."""
+    root = Path(ultrarefiner.__file__).parent
+    digest = hashlib.sha256()
+    for pattern in ("datasets/loader.py", "models/*.py", "training/*.py"):
+        for path in sorted(root.glob(pattern)):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -93,7 +114,34 @@ class ResumeFolder:
         self.fingerprint = json_sha256(parts)
         self._state = self.folder / "state.pt"
         self._record = self.folder / "fingerprint.json"
+        self._lock = self._take_lock()
         self._keep_or_clear(parts)
+
+    def _take_lock(self) -> Any:
+        """Keep other processes out: one that outlived its Snakemake may still be training here."""
+        if fcntl is None:
+            return None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = open(self.folder / "lock", "a+")  # noqa: SIM115 - held as long as the folder is
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            handle.close()
+            raise UltraRefinerError(
+                f"{holder} is training in {self.folder.parent}. Wait for it or stop it, then run "
+                "again."
+            ) from None
+        except OSError as error:
+            log.warning(
+                "%s cannot be locked (%s); let only one process train here", handle.name, error
+            )
+            return handle
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {platform.node()}")
+        handle.flush()
+        return handle
 
     def _keep_or_clear(self, parts: dict[str, Any]) -> None:
         if self._record.is_file():
@@ -125,7 +173,38 @@ class ResumeFolder:
                 f"cannot read {self._state}: {error}. Delete the folder {self.folder} to train from "
                 "the start."
             ) from error
-        return state if state["fingerprint"] == self.fingerprint else None
+        if state["fingerprint"] != self.fingerprint:
+            return None
+        if state.get("finished"):
+            if state["code"] != code_digest():
+                log.warning("training starts over: the training code has changed since it finished")
+                self.clear()
+                return None
+            log.info(
+                "finished before with the same recipe, cases and code; its result is taken. Delete "
+                "%s to train again.",
+                self.folder,
+            )
+        return state
+
+    def finish(self, state: dict[str, Any], best_epoch: int, model: Path) -> None:
+        """Keep the result of a finished training, and nothing that only training needs.
+
+        Args:
+            state: History and best metrics.
+            best_epoch: Epoch of the best model.
+            model: Its weights under their final name; kept here as a second name of the same
+                file where the file system can, so that they take no more room.
+        """
+        second = self._best(best_epoch)
+        linked = second.with_name(f".partial-{second.name}")
+        linked.unlink(missing_ok=True)
+        try:
+            os.link(model, linked)
+            os.replace(linked, second)
+        except OSError as error:
+            log.info("%s keeps a copy of the weights: %s", self.folder, error.strerror)
+        self.save({**state, "finished": True, "code": code_digest()}, best_epoch)
 
     def save(self, state: dict[str, Any], best_epoch: int | None) -> None:
         """Write the state of an epoch, then drop best models that it does not name.
