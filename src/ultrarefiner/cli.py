@@ -3,28 +3,68 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ultrarefiner import __version__
 from ultrarefiner.errors import UltraRefinerError
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
-console = Console(soft_wrap=True)
 
 
-def _stop(error: UltraRefinerError) -> typer.Exit:
-    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {error}", highlight=False)
-    return typer.Exit(1)
+def _console(**options: Any) -> Console:
+    """Return a console that prints text as it is: a path may hold what Rich reads as markup."""
+    return Console(markup=False, emoji=False, highlight=False, **options)
+
+
+console = _console(soft_wrap=True)
+
+
+def _marked(word: str, colour: str, text: str) -> Text:
+    return Text.assemble((f"{word}:", colour), f" {text}")
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """End the program with the message of an error that the user can do something about."""
+    try:
+        yield
+    except (UltraRefinerError, OSError) as error:
+        _console(stderr=True, soft_wrap=True).print(_marked("error", "red", _reason(error)))
+        raise typer.Exit(1) from None
+
+
+def _reason(error: UltraRefinerError | OSError) -> str:
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    return (
+        f"{error.filename}: {error.strerror}. Name a file or folder that is there and that you may "
+        "read, or, for output, write."
+    )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"ultrarefiner {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _start(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
 ) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
 
@@ -38,17 +78,15 @@ def doctor(
     """Find what is wrong with a dataset folder, and say what to do. Changes nothing."""
     from ultrarefiner.datasets.doctor import examine_dataset
 
-    try:
+    with _stopping():
         found = examine_dataset(name, root, include_empty=include_empty)
-    except UltraRefinerError as error:
-        raise _stop(error) from None
     for key, value in found.facts.items():
-        console.print(f"{key.replace('_', ' ')}: {_plain(value)}", highlight=False)
+        console.print(f"{key.replace('_', ' ')}: {_plain(value)}")
     for line in found.warnings:
-        console.print(f"[yellow]warning:[/yellow] {line}", highlight=False)
+        console.print(_marked("warning", "yellow", line))
     for line in found.errors:
-        console.print(f"[red]error:[/red] {line}", highlight=False)
-    console.print(f"{len(found.errors)} errors, {len(found.warnings)} warnings", highlight=False)
+        console.print(_marked("error", "red", line))
+    console.print(f"{len(found.errors)} errors, {len(found.warnings)} warnings")
     if found.errors:
         raise typer.Exit(1)
 
@@ -76,13 +114,11 @@ def phantom(
     """Draw synthetic ultrasound in the exact layout of a public dataset."""
     from ultrarefiner.datasets.phantom import write_phantom
 
-    if output.exists():
-        raise _stop(UltraRefinerError(f"{output} exists; name a folder that does not"))
-    try:
+    with _stopping():
+        if output.exists():
+            raise UltraRefinerError(f"{output} exists; name a folder that does not")
         write_phantom(layout, output, cases=count, size=size, seed=seed, odd_cases=odd_cases)
-    except UltraRefinerError as error:
-        raise _stop(error) from None
-    console.print(f"{count} phantoms in the layout of {layout}: {output}", highlight=False)
+    console.print(f"{count} phantoms in the layout of {layout}: {output}")
 
 
 @app.command()
@@ -91,20 +127,9 @@ def summary(
     results: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
 ) -> None:
     """Print the summary table of a run and where its report lies."""
-    from ultrarefiner.io import read_rows
-
     folder = results / run / "report"
-    if not (folder / "summary.csv").is_file():
-        raise _stop(UltraRefinerError(f"{folder}/summary.csv is not there; run `snakemake` first"))
-    rows: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
-    for row in read_rows(folder / "summary.csv"):
-        if row["fold"] == row["subgroup"] == "all" and row["dataset"] != "macro":
-            rows.setdefault((row["dataset"], row["method"]), {})[row["metric"]] = row
-    differences = {
-        (row["dataset"], row["method"]): row
-        for row in read_rows(folder / "comparisons.csv")
-        if row["metric"] == "dice"
-    }
+    with _stopping():
+        rows, differences = _read_summary(folder)
     table = Table(title=f"run {run}: mean [95 % interval over groups]")
     for column in ("dataset", "method"):
         table.add_column(column)
@@ -128,8 +153,28 @@ def summary(
             _interval(metrics["hd95_px"], "mean", ".1f"),
             dice["misses"],
         )
-    Console(width=max(console.width, 140)).print(table)
-    console.print(f"report: {(folder / 'report.html').resolve()}", highlight=False)
+    _console(width=max(console.width, 140)).print(table)
+    console.print(f"report: {(folder / 'report.html').resolve()}")
+
+
+def _read_summary(
+    folder: Path,
+) -> tuple[dict[tuple[str, str], dict[str, dict[str, str]]], dict[tuple[str, str], dict[str, str]]]:
+    """Return the rows of each dataset and method by metric, and their difference in Dice."""
+    from ultrarefiner.io import read_rows
+
+    if not (folder / "summary.csv").is_file():
+        raise UltraRefinerError(f"{folder}/summary.csv is not there; run `snakemake` first")
+    rows: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for row in read_rows(folder / "summary.csv"):
+        if row["fold"] == row["subgroup"] == "all" and row["dataset"] != "macro":
+            rows.setdefault((row["dataset"], row["method"]), {})[row["metric"]] = row
+    differences = {
+        (row["dataset"], row["method"]): row
+        for row in read_rows(folder / "comparisons.csv")
+        if row["metric"] == "dice"
+    }
+    return rows, differences
 
 
 def _interval(row: dict[str, str], value: str, digits: str) -> str:
@@ -151,10 +196,10 @@ def info() -> None:
     from ultrarefiner.refine import REFINERS
     from ultrarefiner.runtime import choose_device
 
-    console.print(f"ultrarefiner {__version__}", highlight=False)
+    console.print(f"ultrarefiner {__version__}")
     for package, version in package_versions().items():
-        console.print(f"  {package} {version}", highlight=False)
-    console.print(f"device: {choose_device()}", highlight=False)
+        console.print(f"  {package} {version}")
+    console.print(f"device: {choose_device()}")
     for what, rows in (
         ("dataset layouts", DATASETS),
         ("coarse models", MODELS),
@@ -162,7 +207,7 @@ def info() -> None:
         ("refiner families", REFINERS),
         ("weights", WEIGHTS),
     ):
-        console.print(f"{what}: {', '.join(rows)}", highlight=False)
+        console.print(f"{what}: {', '.join(rows)}")
 
 
 @app.command()
@@ -172,10 +217,12 @@ def generate(
     """Write the config schema and the table in config/README.md from the config models."""
     from ultrarefiner.schema import stale_files, write_files
 
-    stale = stale_files(Path())
+    with _stopping():
+        stale = stale_files(Path())
     if check:
         for path in stale:
-            console.print(f"{path} is not current; run `make generate`", highlight=False)
+            console.print(f"{path} is not current; run `make generate`")
         raise typer.Exit(1 if stale else 0)
-    write_files(Path())
+    with _stopping():
+        write_files(Path())
     console.print(f"written: {', '.join(map(str, stale)) or 'nothing, all current'}")

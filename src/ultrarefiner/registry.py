@@ -17,11 +17,12 @@ Row = TypeVar("Row")
 
 
 def unknown_name(what: str, name: str, known: Mapping[str, Any] | list[str]) -> str:
-    """Return the message for a name that is not known, with the nearest known one."""
+    """Return the message for a name that is not known, with the nearest known one in any case."""
     names = sorted(known)
     message = f"unknown {what} '{name}'; known: {', '.join(names) or 'none'}."
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"{message} Did you mean '{near[0]}'?" if near else message
+    plain = {known_name.casefold(): known_name for known_name in names}
+    near = difflib.get_close_matches(name.casefold(), plain, n=1, cutoff=0.5)
+    return f"{message} Did you mean '{plain[near[0]]}'?" if near else message
 
 
 class Registry(Mapping[str, Row]):

@@ -124,6 +124,17 @@ def test_prepared_pixels_are_the_raw_ones(layout, root, tmp_path):
     assert len(read_rows(tmp_path / "published_folds.csv")) == len(list_cases(layout, root).folds)
 
 
+def test_a_truncated_image_is_an_error_in_every_layout(layout, root):
+    case = find_cases(layout, root)[-1]
+    data = case.image.read_bytes()
+    case.image.write_bytes(data[: len(data) * 3 // 4])
+    try:
+        with pytest.raises(DatasetError, match=re.escape(case.image.name)):
+            find_cases(layout, root)
+    finally:
+        case.image.write_bytes(data)
+
+
 def test_a_missing_mask_is_an_error_in_every_layout(layout, root):
     case = find_cases(layout, root)[0]
     hidden = case.masks[0].with_name(f".hidden-{case.masks[0].name}")

@@ -1,5 +1,7 @@
 """Every prompt kind answers the same questions, in memory and through the prompts file."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,23 @@ def test_a_kind_holds_the_parts_that_its_row_says(kind, soft):
 def test_an_empty_mask_is_refused(kind):
     with pytest.raises(PromptError, match="empty"):
         prompt_from_mask(np.zeros((HEIGHT, WIDTH), bool), kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_expand_moves_a_box_or_is_refused(kind):
+    if "box" in PROMPTS[kind].parts:
+        assert listed(prompt_from_mask(crescent(), kind, expand=0.5))[0].box[0] == 0
+    else:
+        with pytest.raises(
+            PromptError, match=f"expand 0.5 has no effect on kind '{re.escape(kind)}'"
+        ):
+            prompt_from_mask(crescent(), kind, expand=0.5)
+
+
+def test_the_kind_is_box_where_none_is_named():
+    made, wanted = prompt_from_mask(crescent()), prompt_from_mask(crescent(), "box")
+    assert made.parts == {"box"}
+    np.testing.assert_array_equal(made.box, wanted.box)
 
 
 @pytest.mark.parametrize(

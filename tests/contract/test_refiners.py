@@ -1,5 +1,7 @@
 """Every refiner family answers the same questions in the same way, so any of them can take any place in a study."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -108,6 +110,48 @@ def test_no_prompt_at_all_is_refused(refiner, embedding):
 def test_a_mask_of_another_size_is_refused_with_both_sizes(refiner, embedding, lesion):
     with pytest.raises(PromptError, match=rf"\({WIDTH}, {HEIGHT}\).*\({HEIGHT}, {WIDTH}\)"):
         refiner.refine(embedding, Prompt(mask=lesion.T))
+
+
+@pytest.mark.parametrize(
+    ("parts", "complaint"),
+    [
+        ({"points": [[WIDTH - 0.5, 9]]}, r"point \(69.5, 9\) .* image of 70 x 50"),
+        ({"points": [[30, 25], [9, -0.6]]}, r"point \(9, -0.6\) .* image of 70 x 50"),
+        ({"points": [[500, 500]]}, r"point \(500, 500\)"),
+        ({"box": (WIDTH, 0, 90, 9)}, r"box \(70, 0, 90, 9\) .* image of 70 x 50"),
+        ({"box": (0, -9, 9, 0)}, r"box \(0, -9, 9, 0\)"),
+        ({"mask": np.zeros((HEIGHT, WIDTH), bool)}, "mask is empty .*70 x 50"),
+        ({"mask": np.full((HEIGHT, WIDTH), 0.4)}, "mask is empty"),
+    ],
+)
+def test_what_says_nothing_about_the_image_is_refused(refiner, embedding, lesion, parts, complaint):
+    prompt = Prompt(**{"mask": lesion, **parts})
+    with pytest.raises(PromptError, match=complaint):
+        refiner.refine(embedding, prompt)
+    with pytest.raises(PromptError, match=complaint):
+        refiner.refine(embedding, [Prompt(mask=lesion), prompt])
+
+
+def test_half_a_pixel_and_part_of_a_box_may_reach_beyond_the_image(refiner, embedding, lesion):
+    points = [[-0.5, -0.5], [WIDTH - 0.51, HEIGHT - 0.51]]
+    prompt = Prompt(mask=lesion, box=(-9, -9, 90, 90), points=points, labels=[0, 0])
+    assert refiner.refine(embedding, prompt).mask.shape == (HEIGHT, WIDTH)
+
+
+def test_an_embedding_of_another_family_is_refused_by_its_type(refiner, weights, image, lesion):
+    for family in sorted(set(REFINERS) - {refiner.family}):
+        other = load_refiner(family, weights[family], "cpu").embed(image)
+        with pytest.raises(UltraRefinerError, match=f"'{refiner.family}'.*{type(other).__name__}"):
+            refiner.refine(other, Prompt(mask=lesion))
+
+
+def test_an_embedding_file_follows_the_umask(embedding, tmp_path):
+    before = os.umask(0o027)
+    try:
+        embedding.save(tmp_path / "case.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "case.safetensors").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_mask_that_is_no_probability_is_refused(refiner, embedding, lesion):

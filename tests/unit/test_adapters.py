@@ -1,6 +1,7 @@
 """Each adapter pairs the right files, reads patients, classes and folds, and lists all problems."""
 
 import csv
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -149,6 +150,29 @@ def test_all_problems_come_in_one_error(busi):
     assert all(line in str(error.value) for line in error.value.problems)
 
 
+@pytest.mark.parametrize("kept", [0.5, 0.9])
+def test_a_truncated_image_is_found_before_it_is_read(busi, kept):
+    path = busi / "benign" / "benign (1).png"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(DatasetError, match=r"benign \(1\)\.png: cannot be decoded"):
+        find_cases("busi", busi)
+
+
+def test_files_of_no_case_are_named_in_a_warning(busi, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert len(find_cases("busi", busi)) == 3
+    assert not caplog.records
+    for name in ("benign (2).tif", "benign (2)_mask.tif"):
+        mask(busi / "benign" / name)
+    with caplog.at_level(logging.WARNING):
+        assert len(find_cases("busi", busi)) == 3
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert "2 files" in line and "benign/benign (2).tif, benign/benign (2)_mask.tif" in line
+    assert ".png" in line and "convert or rename" in line
+
+
 def test_same_name_in_two_classes_is_a_collision(busi):
     pair(busi / "malignant", "benign (1)")
     with pytest.raises(DatasetError) as error:
@@ -178,8 +202,11 @@ def test_a_parent_with_two_copies_is_ambiguous(busi):
 
 
 def test_unknown_layout_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match="Did you mean 'busi'"):
-        find_cases("bussi", tmp_path)
+    for name in ("bussi", "BUSI", "Busi "):
+        with pytest.raises(ConfigError, match="Did you mean 'busi'"):
+            find_cases(name, tmp_path)
+    with pytest.raises(ConfigError, match="Did you mean 'BUSI'"):
+        Registry("dataset layout", {"BUSI": 1, "stu": 2})["busi"]
 
 
 def test_a_new_dataset_is_one_row(busi, monkeypatch):

@@ -3,6 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
+from ultrarefiner import __version__
 from ultrarefiner.cli import app
 from ultrarefiner.datasets.phantom import write_phantom
 
@@ -47,6 +48,37 @@ def test_phantoms_are_drawn_and_nothing_is_overwritten(tmp_path):
     status, output = run("phantom", tmp_path / "new", "--layout", "stu", "-n", "4")
     assert status == 1
     assert "exists" in output
+
+
+@pytest.mark.parametrize("name", ["[old] data", "x[/b]", ":smile:", "[red]"])
+def test_names_are_said_as_they_are(tmp_path, name):
+    folder = tmp_path / name
+    status, output = run("phantom", folder, "--layout", "stu", "-n", "2")
+    assert (status, folder.is_dir()) == (0, True)
+    assert str(folder) in output
+    status, output = run("phantom", folder, "--layout", "stu", "-n", "2")
+    assert status == 1
+    assert f"{folder} exists" in output
+    status, output = run("doctor", "stu", folder / "absent")
+    assert status == 1
+    assert str(folder / "absent") in output
+    status, output = run("summary", "--run", name, "--results", tmp_path)
+    assert status == 1
+    assert f"{folder}/report/summary.csv" in output
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_and_no_traceback(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in ("/proc/x", tmp_path / "file" / "x"):
+        status, output = run("phantom", folder, "-n", "2")
+        assert status == 1
+        assert output.startswith("error: ")
+        assert str(folder) in output
+        assert "Traceback" not in output
+
+
+def test_the_version_is_told():
+    assert run("--version") == (0, f"ultrarefiner {__version__}")
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path):

@@ -88,6 +88,8 @@ def test_every_error_is_found_and_named(root):
     )
     one(found.errors, "benign (8)_mask.png", "its image benign (8).png is missing")
     assert len(found.errors) == 6
+    assert not [line for line in found.warnings if "blank" in line]
+    assert found.facts["left_out"] == {"missing mask": 1, "normal": 1}
     assert found.facts["unusable"] == 4
 
 
@@ -122,6 +124,29 @@ def test_oddities_are_warnings(root):
     assert facts["several_masks"] == 1 and facts["masks_resized"] == 1
     assert facts["image_modes"] == {"I;16": 1, "L": 14} and facts["mask_modes"] == {"L": 16}
     assert facts["left_out"] == {"blank mask": 1, "normal": 2} and facts["unexpected_files"] == 2
+
+
+def test_shallow_16_bit_images_are_named_with_their_largest_value(root):
+    benign = root / "benign"
+    twelve = texture(1).astype(np.uint16) * 16
+    twelve[0, 0] = 4095
+    Image.fromarray(twelve).save(benign / "benign (1).png")
+    Image.fromarray(texture(2).astype(np.uint16) * 257).save(benign / "benign (2).png")
+    Image.fromarray(texture(3).astype(np.uint16)).save(benign / "benign (3).png")
+    warnings = examine_dataset("busi", root).warnings
+    one(warnings, "2 images have 16 bits", "divided by 257", "benign (1).png, benign (2).png")
+    line = one(warnings, "become dark", "benign (1).png (largest value 4095)", "scale", "65535")
+    assert line.startswith("1 of") and "(2)" not in line and "(3)" not in line
+
+
+def test_lesions_smaller_than_a_pixel_are_told_not_called_blank(root):
+    pixels = np.zeros((144, 192), np.uint8)
+    pixels[70, 70] = 255
+    Image.fromarray(pixels).save(root / "benign" / "benign (1)_mask.png")
+    found = examine_dataset("busi", root)
+    one(found.warnings, "1 masks have lesions smaller than a pixel", "benign (1).png", "stray")
+    assert not [line for line in found.warnings if "blank" in line]
+    assert found.facts["cases"] == 6
 
 
 def test_equal_pixels_with_other_masks_are_told(root):
@@ -164,19 +189,22 @@ def test_nothing_with_a_lesion_is_an_error(tmp_path):
     assert examine_dataset("busi", tmp_path, include_empty=True).errors == []
 
 
-def test_the_report_is_written_also_when_there_are_errors(root, tmp_path):
+def test_the_report_and_the_error_list_all_errors_and_warnings_are_logged(root, tmp_path, caplog):
     report = tmp_path / "check" / "report.json"
     check_dataset("clinic", "busi", root, report)
     text = json.loads(report.read_text(), parse_constant=pytest.fail)
     assert list(text) == ["dataset", "layout", "root", "errors", "warnings", "facts"]
     assert (text["dataset"], text["layout"], text["root"]) == ("clinic", "busi", str(root))
     assert text["errors"] == []
+    assert [record.getMessage() for record in caplog.records] == text["warnings"] != []
     (root / "benign" / "benign (1)_mask.png").unlink()
     (root / "benign" / "benign (2)_mask.png").unlink()
     with pytest.raises(DatasetError) as error:
         check_dataset("clinic", "busi", root, report)
     again = json.loads(report.read_text())
     assert again["errors"] == error.value.problems and len(again["errors"]) == 2
+    # The message is what a job logs; Snakemake deletes the report of a job that fails.
+    assert all(line in str(error.value) for line in again["errors"])
 
 
 def test_real_stu_has_no_errors(stu_root):

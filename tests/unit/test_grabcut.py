@@ -87,6 +87,65 @@ def test_masks_of_real_ultrasound_become_better(refiner, stu_root, level, coarse
     assert worse <= 0.25
 
 
+def reflected(pixels, hw):
+    """Return pixels in the middle of an image of a size, their mirror images around them."""
+    top, left = (hw[0] - pixels.shape[0]) // 2, (hw[1] - pixels.shape[1]) // 2
+    rest = hw[0] - pixels.shape[0] - top, hw[1] - pixels.shape[1] - left
+    border = cv2.BORDER_REFLECT if pixels.ndim == 3 else cv2.BORDER_CONSTANT
+    return cv2.copyMakeBorder(pixels, top, rest[0], left, rest[1], border)
+
+
+# Measured: 0.78 -> 0.87, 0.80 -> 0.87 and 0.82 -> 0.82; on a grid over the whole image it was
+# 0.66, 0.82 and 0.66.
+@pytest.mark.parametrize(
+    ("scale", "hw", "gain"),
+    [(1.0, (200, 3000), 0.06), (0.5, (500, 500), 0.04), (0.25, (500, 500), -0.02)],
+)
+def test_the_image_around_a_real_lesion_costs_it_nothing(refiner, stu_root, scale, hw, gain):
+    cases = []
+    for case in find_cases("stu", stu_root):
+        image, label = read_case(case)
+        side = tuple(round(scale * length) for length in (label.shape[1], label.shape[0]))
+        image = cv2.resize(image, side, interpolation=cv2.INTER_AREA)
+        truth = (
+            cv2.resize((label > 0).astype(np.float32), side, interpolation=cv2.INTER_AREA) >= 0.5
+        )
+        coarse = perturbed(truth, 0.25, case.id, scale)
+        masks = [reflected(mask.astype(np.uint8), hw) > 0 for mask in (truth, coarse)]
+        cases.append((reflected(image, hw), *masks))
+    before, after, _ = mean_dice(refiner, cases)
+    assert after - before >= gain
+
+
+@pytest.mark.parametrize("radius", [6, 15, 40])
+def test_a_lesion_fares_alike_in_a_wide_image_and_cut_out_of_it(refiner, radius):
+    truth, coarse = (disc((200, 3000), (1500 + x, 100 + y), radius) for x, y in ((0, 0), (1, 1)))
+    image = picture(truth)
+    wide, cut = (
+        refiner.refine(refiner.embed(image[:, part]), Prompt(mask=coarse[:, part])).mask
+        for part in (slice(None), slice(1350, 1650))
+    )
+    np.testing.assert_array_equal(wide[:, 1350:1650], cut)
+    assert dice(wide, truth) > dice(coarse, truth) - 0.02
+
+
+def test_what_is_far_from_the_lesion_changes_nothing(refiner):
+    truth = disc((300, 400), (100, 150), 20)
+    image = picture(truth)
+    prompt = Prompt(mask=truth)
+    near = refiner.refine(refiner.embed(image), prompt)
+    image[:, 200:] = 255 - image[:, 200:]
+    far = refiner.refine(refiner.embed(image), prompt)
+    np.testing.assert_array_equal(near.mask, far.mask)
+    np.testing.assert_array_equal(near.low_res_logits, far.low_res_logits)
+
+
+def test_a_lesion_point_far_from_the_mask_is_obeyed(refiner):
+    truth = disc((300, 700), (100, 150), 20)
+    far = Prompt(mask=truth, points=[[650, 20]])
+    assert refiner.refine(refiner.embed(picture(truth)), far).mask[20, 650]
+
+
 def test_a_rectangle_alone_finds_next_to_nothing_in_real_ultrasound(stu_root):
     """The reason why prompts without a mask are refused, by OpenCV's own rectangle start."""
     scores = []
@@ -247,23 +306,20 @@ def test_a_box_thinner_than_a_working_pixel_is_obeyed():
     np.testing.assert_array_equal(mask, pixel)
 
 
-def test_logits_live_on_the_working_grid_and_decide_the_mask():
+def test_logits_are_the_distance_to_the_outline_on_the_shrunk_image():
+    refiner = load_refiner("grabcut", size=128)
     truth = disc((300, 400), (210, 140), 60)
-    embedding = load_refiner("grabcut", size=128).embed(picture(truth))
-    assert embedding.pixels.shape == (96, 128, 3)
-    assert embedding.image_hw == (300, 400)
-    out = load_refiner("grabcut").refine(embedding, Prompt(mask=truth))
+    embedding = refiner.embed(picture(truth))
+    out = refiner.refine(embedding, Prompt(mask=truth))
     assert out.low_res_logits.shape == (96, 128)
     assert out.low_res_logits.dtype == np.float32
     assert out.low_res_logits.min() == -10
     assert out.low_res_logits.max() == 10
     upsampled = cv2.resize(out.low_res_logits, (400, 300), interpolation=cv2.INTER_LINEAR)
-    np.testing.assert_array_equal(out.mask, upsampled > 0)
+    assert dice(out.mask, upsampled > 0) > 0.98
     assert dice(out.mask, truth) > 0.97
     small = disc((60, 80), (40, 30), 15)
-    refined = load_refiner("grabcut").refine(
-        load_refiner("grabcut").embed(picture(small)), Prompt(mask=small)
-    )
+    refined = refiner.refine(refiner.embed(picture(small)), Prompt(mask=small))
     np.testing.assert_array_equal(refined.mask, refined.low_res_logits > 0)
     assert np.isnan(refined.score)
 
@@ -320,7 +376,8 @@ def test_an_embedding_comes_back_from_its_file(refiner, tmp_path):
         with pytest.raises(UltraRefinerError, match="embed the image again"):
             GrabCutEmbedding.load(path)
     np.savez(tmp_path / "other.npz", pixels=np.zeros(3))
-    for other in ("other.npz", "absent.npz"):
+    np.savez(tmp_path / "another.npz", image=np.zeros((3, 3, 3), np.uint8))
+    for other in ("other.npz", "another.npz", "absent.npz"):
         with pytest.raises(UltraRefinerError, match=other):
             GrabCutEmbedding.load(tmp_path / other)
 

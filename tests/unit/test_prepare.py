@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ultrarefiner.config import SplitsConfig
 from ultrarefiner.datasets import find_cases, read_case, reading
 from ultrarefiner.datasets.duplicates import pixel_sha256
 from ultrarefiner.datasets.loader import COLUMNS, read_cases, read_prepared
 from ultrarefiner.datasets.phantom import write_phantom
 from ultrarefiner.datasets.prepare import prepare_dataset
+from ultrarefiner.datasets.splits import split_folds
 from ultrarefiner.errors import DatasetError
 from ultrarefiner.images import read_mask, read_rgb
 from ultrarefiner.io import read_rows
@@ -194,6 +196,23 @@ def test_patients_and_equal_pixels_make_groups(tmp_path):
         "0005_l": "busbra__patient_0005",
     }
     assert rows["busbra__bus_0003_r"].patient == "0003"
+
+
+def test_patients_with_one_image_in_common_stay_together_by_patient(tmp_path, caplog):
+    write_phantom("busbra", tmp_path / "raw", cases=24, size=48, seed=0, odd_cases=False)
+    for folder, kind in (("Images", "bus"), ("Masks", "mask")):
+        files = tmp_path / "raw" / folder
+        one, other = (sorted(files.glob(f"{kind}_000{n}-*.png"))[0] for n in (1, 2))
+        other.write_bytes(one.read_bytes())
+    rows = prepare("demo", "busbra", tmp_path / "raw", tmp_path / "out")
+    options = SplitsConfig(folds=3, group="patient")
+    split_folds(tmp_path / "out" / "cases.csv", None, tmp_path / "splits.csv", options)
+    for fold in range(3):
+        where = {row["case"]: row["role"] for row in read_rows(tmp_path / "splits.csv")
+                 if row["fold"] == str(fold)}  # fmt: skip
+        roles = {where[case] for case, row in rows.items() if row.patient in ("0001", "0002")}
+        assert len(roles) == 1
+    assert "2 patients share images" in caplog.text
 
 
 def test_look_alikes_make_groups_where_patients_are_not_known(tmp_path):

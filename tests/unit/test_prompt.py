@@ -20,6 +20,8 @@ MASK = np.eye(4, dtype=bool)
         ({"box": (1, 2, 3)}, "x0 < x1"),
         ({"points": [3, 4]}, r"not \(N, 2\)"),
         ({"points": np.zeros((0, 2))}, r"not \(N, 2\)"),
+        ({"points": [[3, 4], [np.nan, 2]]}, r"\[nan, 2.0\].* finite"),
+        ({"points": [[3, np.inf]]}, "finite"),
         ({"points": [[3, 4]], "labels": [1, 0]}, "one 0 or 1"),
         ({"points": [[3, 4]], "labels": [2]}, "one 0 or 1"),
         ({"box": (0, 0, 2, 2), "labels": [1]}, "without points"),
@@ -43,3 +45,10 @@ def test_values_become_arrays_and_points_without_labels_are_lesion():
     assert prompt.points.tolist() == [[5.0, 6.0], [7.0, 8.0]]
     assert prompt.labels.tolist() == [1, 1]
     assert Prompt(points=[[5, 6], [7, 8]], labels=[0, 1]).labels.tolist() == [0, 1]
+
+
+def test_prompts_can_be_compared_and_kept_in_sets():
+    one, other = Prompt(box=(0, 0, 2, 2), mask=MASK), Prompt(box=(0, 0, 2, 2), mask=MASK)
+    assert one == one  # noqa: PLR0124
+    assert one != other
+    assert len({one, other, one}) == 2

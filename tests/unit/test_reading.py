@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from ultrarefiner.datasets import Case, find_cases, read_case
-from ultrarefiner.datasets.reading import align_mask, load_case, read_gray_mask, read_rgb, read_size
+from ultrarefiner.datasets.phantom import draw_phantom
+from ultrarefiner.datasets.reading import align_mask, load_case, read_gray_mask, read_rgb
 from ultrarefiner.errors import DatasetError
 
 GRAY = np.random.default_rng(0).integers(0, 256, (40, 60), np.uint8)
@@ -51,7 +52,6 @@ def test_image_modes_give_the_same_rgb(tmp_path, mode):
     image = read_rgb(path)
     assert image.dtype == np.uint8 and image.shape == (40, 60, 3)
     assert np.array_equal(image, np.repeat(GRAY[..., None], 3, axis=2))
-    assert read_size(path) == (40, 60)
 
 
 def test_colours_stay_red_green_blue(tmp_path):
@@ -98,7 +98,7 @@ def test_flipped_byte_and_text_file_are_refused(tmp_path):
         read_rgb(path)
     path.write_text("404: not found")
     with pytest.raises(DatasetError, match=r"a\.png"):
-        read_size(path)
+        read_rgb(path)
     with pytest.raises(DatasetError, match=r"gone\.png"):
         read_rgb(tmp_path / "gone.png")
     Image.fromarray(GRAY.astype(np.float32)).save(tmp_path / "a.tiff")
@@ -126,10 +126,13 @@ def test_mask_modes_give_the_same_label(tmp_path, mode):
 
 
 def test_threshold_is_128(tmp_path):
-    ramp = np.tile(np.arange(256, dtype=np.uint8), (40, 1))
-    image, mask = save(tmp_path / "i.png", ramp), save(tmp_path / "m.png", ramp)
+    edge = np.where(LESION, 255, 0).astype(np.uint8)
+    edge[10:12, 20:45], edge[28:30, 20:45] = 127, 128
+    image, mask = save(tmp_path / "i.png", GRAY), save(tmp_path / "m.png", edge)
     label = read_case(Case("a", image, (mask,)))[1]
-    assert not label[:, :128].any() and label[:, 128:].all()
+    expected = LESION.copy()
+    expected[10:12] = False
+    assert np.array_equal(label > 0, expected)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +161,81 @@ def test_class_indices_are_refused_even_when_one_is_bright(tmp_path):
     pixels[20:25, 25:30] = 128
     with pytest.raises(DatasetError, match="flat patches of gray 128"):
         read_gray_mask(save(tmp_path / "m.png", pixels))
+
+
+@pytest.mark.parametrize("value", [1, 2, 3, 15, 85, 100, 120, 200, 240, 253, 254])
+@pytest.mark.parametrize("shape", ["second lesion", "4x4 block", "band", "inside"])
+def test_a_third_value_is_refused_wherever_it_is(tmp_path, value, shape):
+    lesion = np.where(disc(200, 240) >= 128, 255, 0).astype(np.uint8)
+    if shape == "second lesion":
+        lesion[10:20, 15:30] = value
+    elif shape == "4x4 block":
+        lesion[10:14, 15:19] = value
+    elif shape == "band":
+        ring = cv2.dilate(lesion, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7)))
+        lesion[(ring > 0) & (lesion == 0)] = value
+    else:
+        lesion[95:105, 110:130] = value
+    with pytest.raises(DatasetError, match=rf"m\.png: not a 0/255 mask: .*of gray {value} "):
+        read_gray_mask(save(tmp_path / "m.png", lesion))
+
+
+@pytest.mark.parametrize("sigma", [3, 5, 10, 20, 40])
+def test_heat_maps_are_refused(tmp_path, sigma):
+    rows, columns = np.mgrid[:200, :240]
+    heat = 255 * np.exp(-((rows - 100) ** 2 + (columns - 120) ** 2) / 2 / sigma**2)
+    with pytest.raises(DatasetError, match="neither dark nor bright") as error:
+        read_gray_mask(save(tmp_path / "m.png", heat.astype(np.uint8)))
+    assert "m.png" in str(error.value)
+
+
+def test_noise_and_images_under_the_name_of_a_mask_are_refused(tmp_path):
+    random = np.random.default_rng(5)
+    pictures = {
+        "uniform": random.integers(0, 256, (100, 120), np.uint8),
+        "normal": np.clip(random.normal(128, 60, (100, 120)), 0, 255).astype(np.uint8),
+        "ramp": np.tile(np.arange(256, dtype=np.uint8), (40, 1)),
+    }
+    for index in range(6):
+        pictures[f"phantom {index}"] = draw_phantom(index, 96, index % 2 == 1)[0]
+    for name, pixels in pictures.items():
+        with pytest.raises(DatasetError, match=r"m\.png: not a 0/255 mask"):
+            read_gray_mask(save(tmp_path / "m.png", pixels))
+            pytest.fail(name)
+
+
+def test_the_real_stu_images_are_no_masks_and_the_masks_are(stu_root, tmp_path):
+    for case in find_cases("stu", stu_root):
+        with pytest.raises(DatasetError, match="not a 0/255 mask"):
+            read_gray_mask(case.image)
+        clean = read_gray_mask(case.masks[0])[0]
+        for quality in (30, 40, 70, 95):
+            read_gray_mask(save(tmp_path / "m.jpg", clean, quality=quality))
+
+
+@pytest.mark.parametrize("quality", range(30, 96, 5))
+def test_jpeg_noise_of_lesions_of_all_sizes_passes(tmp_path, quality):
+    rows, columns = np.ogrid[:96, :120]
+    masks = [((rows - 45) ** 2 + (columns - 60) ** 2 <= r * r) for r in (1, 2, 3, 5, 8, 15, 30)]
+    for side in (4, 8, 16, 33):
+        for offset in (0, 3):
+            square = np.zeros((96, 120), bool)
+            square[24 + offset : 24 + offset + side, 24 : 24 + 2 * side] = True
+            masks.append(square)
+    for mask in masks:
+        for pixels in (np.where(mask, 255, 0), np.where(mask, 0, 255)):
+            read_gray_mask(save(tmp_path / "m.jpg", pixels.astype(np.uint8), quality=quality))
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_small_lesions_drawn_with_few_grays_pass(tmp_path, factor):
+    # Sub-pixels averaged: edges of at most factor squared + 1 grays, one pixel wide.
+    for side in (1, 2, 5, 12, 40):
+        fine = np.zeros((100 * factor, 100 * factor), np.uint8)
+        fine[31 : 31 + side * factor, 41 : 41 + side * factor] = 255
+        gray = cv2.resize(fine, (100, 100), interpolation=cv2.INTER_AREA)
+        if gray.max() >= 128:
+            read_gray_mask(save(tmp_path / "m.png", gray))
 
 
 def test_coloured_masks_are_read_by_their_gray(tmp_path):
@@ -205,9 +283,30 @@ def test_alignment_does_not_shift():
     square = np.zeros((420, 420), np.uint8)
     square[101:319, 101:319] = 255
     for side in (128, 588, 840, 210):
-        label = align_mask(square, side, side)
+        label, kept = align_mask(square, side, side)
+        assert kept == 0
         assert np.array_equal(label, label[::-1]) and np.array_equal(label, label[:, ::-1])
         assert label.sum() == pytest.approx((side * 218 / 420) ** 2, rel=0.02)
+
+
+def test_a_lesion_smaller_than_a_pixel_is_kept_as_one(tmp_path):
+    image = save(tmp_path / "i.png", np.zeros((128, 128), np.uint8))
+    pixels = np.zeros((420, 420), np.uint8)
+    pixels[200, 200] = 255
+    found = load_case(Case("a", image, (save(tmp_path / "m.png", pixels),)))
+    assert np.argwhere(found.label).tolist() == [[60, 60]] and found.kept == 1
+    assert found.notes == (
+        "mask resized from 420x420",
+        "1 lesions smaller than a pixel kept as one",
+    )
+    # Beside a large lesion too, and of two pixels the brighter one; the large one is as before.
+    pixels[300:380, 300:380] = 255
+    large = align_mask(np.where(np.indices(pixels.shape).min(0) >= 300, pixels, 0), 128, 128)
+    assert large[1] == 0
+    pixels[0, 6:9] = 255
+    label, kept = align_mask(pixels, 128, 128)
+    assert kept == 2
+    assert np.argwhere(label & ~large[0]).tolist() == [[0, 2], [60, 60]]
 
 
 def test_each_mask_is_thresholded_before_they_are_joined(tmp_path):

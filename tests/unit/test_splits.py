@@ -15,7 +15,7 @@ from ultrarefiner.datasets.splits import ROLES, read_split, split_folds
 from ultrarefiner.errors import SplitError
 from ultrarefiner.io import read_rows, write_rows
 
-_COLUMNS = ["case", "patient", "group", "label"]
+_COLUMNS = ["case", "patient", "group", "label", "sha256"]
 
 
 def _random_cases(seed, groups=None):
@@ -152,7 +152,6 @@ def test_group_option_chooses_the_column(tmp_path):
     ]
     for option, column in {
         "auto": "group",
-        "duplicates": "group",
         "patient": "patient",
         "image": "case",
     }.items():
@@ -162,6 +161,50 @@ def test_group_option_chooses_the_column(tmp_path):
     rows[3]["patient"] = ""
     with pytest.raises(SplitError, match=r"'patient'.*c03.*splits\.group: auto"):
         _split(tmp_path, rows, group="patient")
+
+
+def _sets(path):
+    """Return the sets of cases that share a group."""
+    members = defaultdict(set)
+    for row in read_rows(path):
+        members[row["group"]].add(row["case"])
+    return sorted(map(sorted, members.values()))
+
+
+def test_patients_with_equal_pixels_are_joined(tmp_path, caplog):
+    rows = [
+        {"case": f"c{i:02d}", "patient": f"p{i // 2:02d}", "group": f"g{i // 2}", "label": "",
+         "sha256": f"s{i}"}
+        for i in range(20)
+    ]  # fmt: skip
+    assert len(_sets(_split(tmp_path, rows, group="patient"))) == 10
+    assert not caplog.records
+    # Patients 1, 4 and 7 through two pairs of equal pixels.
+    rows[2]["sha256"] = rows[8]["sha256"]
+    rows[9]["sha256"] = rows[15]["sha256"]
+    path = _split(tmp_path, rows, group="patient")
+    sets = _sets(path)
+    assert len(sets) == 8 and ["c02", "c03", "c08", "c09", "c14", "c15"] in sets
+    assert {row["group"] for row in read_rows(path) if row["case"] in ("c02", "c15")} == {"p01"}
+    assert "3 patients share images of equal pixels, and are kept together as 1" in caplog.text
+    assert _split(tmp_path, rows[::-1], group="patient").read_bytes() == path.read_bytes()
+
+
+def test_duplicates_are_kept_together_and_patients_are_not(tmp_path, caplog):
+    rows = [
+        {"case": f"c{i:02d}", "patient": f"p{i // 2}" if i < 10 else "", "label": "",
+         "group": f"g{i // 2}" if i < 10 else f"n{i // 3}", "sha256": f"s{i}"}
+        for i in range(30)
+    ]  # fmt: skip
+    rows[5]["sha256"] = rows[0]["sha256"]
+    rows[6]["sha256"] = rows[11]["sha256"]
+    expected = [["c00", "c05"], *[[f"c{i:02d}"] for i in (1, 2, 3, 4, 7, 8, 9)],
+                ["c06", "c10", "c11"],
+                *[[f"c{i + k:02d}" for k in range(3)] for i in range(12, 30, 3)]]  # fmt: skip
+    assert _sets(_split(tmp_path, rows, group="duplicates")) == sorted(expected)
+    assert not caplog.records
+    assert len(_sets(_split(tmp_path, rows, group="image"))) == 30
+    assert "4 images have the pixels of another one" in caplog.text
 
 
 def test_seed_protocol_is_the_kfold_of_scikit_learn(tmp_path, caplog):
@@ -205,8 +248,10 @@ def test_published_folds_that_do_not_fit_are_refused(tmp_path):
     published = _published(rows, 5)
     with pytest.raises(SplitError, match=r"splits\.folds: 4.*published: 5.*folds: made"):
         _split(tmp_path, rows, published, "published", folds=4)
-    with pytest.raises(SplitError, match=r"published: none"):
-        _split(tmp_path, rows, None, "published", folds=5)
+    for nothing in (None, []):
+        with pytest.raises(SplitError, match=r"has no published folds.*folds: made") as error:
+            _split(tmp_path, rows, nothing, "published", folds=5)
+        assert "one of these" not in str(error.value)
     with pytest.raises(SplitError, match=f"have no fold.*{published[0]['case']}"):
         _split(tmp_path, rows, published[1:], "published", folds=5)
     with pytest.raises(SplitError, match=r"protocol: seed.*folds: made"):
@@ -227,8 +272,12 @@ def test_too_few_groups_are_refused_with_numbers_and_a_cure(tmp_path):
     rows = _random_cases(1, groups=4)
     with pytest.raises(SplitError, match=r"4 group\(s\) cannot fill 5 folds.*at most 4"):
         _split(tmp_path, rows, folds=5)
-    with pytest.raises(SplitError, match=r"fold 0 has 1 group\(s\).*too few.*fewer"):
+    with pytest.raises(SplitError, match=r"fold 0 has 1 group\(s\).*too few.*add cases"):
         _split(tmp_path, _random_cases(1, groups=2), folds=2)
+    with pytest.raises(SplitError, match=r"2 group\(s\) cannot fill 5 folds. Add cases\."):
+        _split(tmp_path, _one_by_one(2), folds=5)
+    with pytest.raises(SplitError, match=r"1 case\(s\) cannot fill 5 folds. Add cases\."):
+        _split(tmp_path, _one_by_one(1), folds=5, protocol="seed")
     with pytest.raises(SplitError, match=r"cannot fill 20 folds"):
         _split(tmp_path, rows, folds=20, protocol="seed")
     with pytest.raises(SplitError, match="no cases"):
@@ -236,6 +285,42 @@ def test_too_few_groups_are_refused_with_numbers_and_a_cure(tmp_path):
     with pytest.raises(SplitError, match="more than once"):
         _split(tmp_path, [*rows, rows[0]])
     assert not (tmp_path / "splits.csv").exists()
+
+
+def _one_by_one(count, groups=None):
+    return [
+        {"case": f"c{i:02d}", "patient": "", "group": f"g{min(i, (groups or count) - 1)}",
+         "label": ""}
+        for i in range(count)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("group", ["auto", "image"])
+def test_cures_are_offered_only_if_they_help(tmp_path, group):
+    def message(rows, **options):
+        with pytest.raises(SplitError) as error:
+            _split(tmp_path, rows, group=group, **options)
+        return str(error.value)
+
+    # As many images as groups: grouping by image changes nothing.
+    assert "splits.group" not in message(_one_by_one(4), folds=5)
+    assert "splits.group" not in message(_one_by_one(2), folds=2)
+    held = message(_one_by_one(6), folds=5, holdout=0.4)
+    assert "at most 4" in held and "smaller `splits.holdout`" in held
+    if group == "auto":
+        assert "splits.group: image" in message(_one_by_one(9, groups=4), folds=5)
+        assert "splits.group" not in message(_one_by_one(9, groups=4), folds=10)
+
+
+def test_the_number_of_folds_that_is_advised_works(tmp_path):
+    # One large group against three small ones leaves one group to train on in two folds.
+    rows = _one_by_one(13, groups=4)
+    with pytest.raises(SplitError, match=r"Set `splits\.folds: 3`"):
+        _split(tmp_path, rows, folds=2)
+    _split(tmp_path, rows, folds=3)
+    with pytest.raises(SplitError, match="at most 3"):
+        _split(tmp_path, _one_by_one(3), folds=5)
+    _split(tmp_path, _one_by_one(3), folds=3)
 
 
 def test_reading_refuses_absent_folds_and_leaks(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 
 from ultrarefiner.datasets.base import NO_LESION, Case, Listing, shorten
 from ultrarefiner.datasets.duplicates import cluster_duplicates, perceptual_hash, pixel_sha256
-from ultrarefiner.datasets.layouts import DATASETS, list_cases, unusable
+from ultrarefiner.datasets.layouts import DATASETS, list_cases, unexpected_files, unusable
 from ultrarefiner.datasets.reading import load_case, map_cases, why_empty
 from ultrarefiner.errors import DatasetError
 from ultrarefiner.io import write_json
@@ -19,6 +19,8 @@ from ultrarefiner.io import write_json
 _logger = logging.getLogger(__name__)
 # A lesion that fills more of the image than this is more likely an inverted mask.
 _INVERTED = 0.9
+# A 16-bit image all below this leaves its highest bit unused.
+_UNUSED_BIT = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,18 @@ class _Finding:
     sha256: str
     label_sha256: str
     appearance: int
+    deepest: int | None
+    kept: int
 
 
 def check_dataset(
     name: str, layout: str, root: str | Path, report: str | Path, include_empty: bool = False
 ) -> None:
-    """Examine a dataset and write a JSON report, also when there are errors.
+    """Examine a dataset and write a JSON report.
+
+    The report is written before the errors are raised, but Snakemake deletes the outputs of a job
+    that fails: in a study, the place to read the errors is the job's log. Warnings are logged, and
+    the error that is raised lists all errors, one a line.
 
     Args:
         name: Name of the dataset in the study.
@@ -116,15 +124,11 @@ def examine_dataset(
         *listing.warnings,
         *_count_warnings(listing, row.counts),
         *_mask_warnings(findings, include_empty),
+        *_depth_warnings(findings),
         *_duplicate_warnings(equal, alike),
         *_fold_warnings(listing),
+        *unexpected_files(layout, listing),
     ]
-    if listing.unexpected:
-        names = [path.relative_to(listing.folder).as_posix() for path in listing.unexpected]
-        warnings.append(
-            f"{listing.folder}: {len(names)} files are not part of {row.title} and are not used: "
-            f"{shorten(names)}; rename them if they should be"
-        )
     left_out = [item for item in findings if item.empty is not None and not include_empty]
     if not errors and len(left_out) == len(findings):
         errors.append(
@@ -148,6 +152,8 @@ def _examine_case(case: Case) -> _Finding:
         sha256=pixel_sha256(pixels.image),
         label_sha256=pixel_sha256(pixels.label),
         appearance=perceptual_hash(pixels.image),
+        deepest=pixels.deepest,
+        kept=pixels.kept,
     )
 
 
@@ -197,11 +203,31 @@ def _mask_warnings(findings: list[_Finding], include_empty: bool) -> list[str]:
             f"{len(resized)} masks have another size than their image and are aligned to it: "
             f"{shorten(resized)}; nothing to do if the archive is like that"
         )
-    deep = [item.case.image.name for item in findings if _has_note(item, "16-bit")]
-    if deep:
+    small = [item.case.image.name for item in findings if item.kept]
+    if small:
         lines.append(
-            f"{len(deep)} images have 16 bits and are reduced to 8: {shorten(deep)}; check that "
-            "they use the whole range"
+            f"{len(small)} masks have lesions smaller than a pixel of their image, each kept as "
+            f"one pixel: {shorten(small)}; check that they are not stray pixels of the mask"
+        )
+    return lines
+
+
+def _depth_warnings(findings: list[_Finding]) -> list[str]:
+    deep = [item for item in findings if item.deepest is not None and item.deepest > 255]
+    if not deep:
+        return []
+    lines = [
+        f"{len(deep)} images have 16 bits and are reduced to 8 (divided by 257): "
+        f"{shorten([item.case.image.name for item in deep])}; nothing to do if they use the whole "
+        "range"
+    ]
+    dark = [item for item in deep if item.deepest < _UNUSED_BIT]
+    if dark:
+        names = [f"{item.case.image.name} (largest value {item.deepest})" for item in dark]
+        lines.append(
+            f"{len(dark)} of the 16-bit images use a part of the range only, so they become dark: "
+            f"{shorten(names)}; if their scanner wrote fewer bits (12 bits end at 4095), scale "
+            "the files so that the largest possible value becomes 65535"
         )
     return lines
 

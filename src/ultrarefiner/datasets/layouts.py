@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ultrarefiner.datasets import busbra, busi, stu
-from ultrarefiner.datasets.base import Case, DatasetRow, Listing, slug
+from ultrarefiner.datasets.base import IMAGE_SUFFIXES, Case, DatasetRow, Listing, shorten, slug
 from ultrarefiner.datasets.reading import load_case, map_cases, why_empty
 from ultrarefiner.errors import DatasetError
 from ultrarefiner.registry import Registry, resolve
@@ -72,7 +72,7 @@ def list_cases(layout: str, root: str | Path, name: str | None = None) -> Listin
 def find_cases(
     layout: str, root: str | Path, include_empty: bool = False, name: str | None = None
 ) -> list[Case]:
-    """Find the cases of a dataset and make sure that their masks can be used.
+    """Find the cases of a dataset and make sure, by decoding them, that all files can be used.
 
     Args:
         layout: Row of `DATASETS`.
@@ -81,21 +81,21 @@ def find_cases(
         name: Name of the dataset in the study, which begins the case ids; default `layout`.
 
     Returns:
-        Cases sorted by id.
+        Cases sorted by id. Files that belong to no case are named in a logged warning.
 
     Raises:
         ConfigError: The layout is unknown.
         DatasetError: Something is missing, unreadable or contradictory; lists all problems.
     """
     listing = list_cases(layout, root, name)
-    for line in listing.warnings:
+    for line in [*listing.warnings, *unexpected_files(layout, listing)]:
         _logger.warning("%s", line)
     problems = list(listing.problems)
     found = []
     cases = listing.cases
 
     def empty(case: Case) -> bool:
-        return why_empty(case, load_case(case, with_image=False)) is not None
+        return why_empty(case, load_case(case)) is not None
 
     for case, result in zip(cases, map_cases(empty, cases), strict=True):
         if isinstance(result, DatasetError):
@@ -105,6 +105,18 @@ def find_cases(
     if problems:
         raise unusable(layout, root, problems)
     return found
+
+
+def unexpected_files(layout: str, listing: Listing) -> list[str]:
+    """Return the warning that names what a listing leaves out, or nothing."""
+    if not listing.unexpected:
+        return []
+    names = [path.relative_to(listing.folder).as_posix() for path in listing.unexpected]
+    return [
+        f"{listing.folder}: {len(names)} files are not part of {DATASETS[layout].title} and are "
+        f"not used: {shorten(names)}; images are {', '.join(sorted(IMAGE_SUFFIXES))}: convert or "
+        "rename them if they should be"
+    ]
 
 
 def unusable(layout: str, root: str | Path, problems: list[str]) -> DatasetError:

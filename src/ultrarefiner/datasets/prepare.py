@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 
 from ultrarefiner.datasets.base import Case, slug
 from ultrarefiner.datasets.duplicates import cluster_duplicates, perceptual_hash, pixel_sha256
-from ultrarefiner.datasets.layouts import list_cases, unusable
+from ultrarefiner.datasets.groups import join
+from ultrarefiner.datasets.layouts import list_cases, unexpected_files, unusable
 from ultrarefiner.datasets.loader import COLUMNS
 from ultrarefiner.datasets.reading import load_case, map_cases, why_empty
 from ultrarefiner.errors import DatasetError
@@ -73,7 +75,7 @@ def prepare_dataset(
     """
     root = Path(root)
     listing = list_cases(layout, root, name)
-    for line in listing.warnings:
+    for line in [*listing.warnings, *unexpected_files(layout, listing)]:
         _logger.warning("%s", line)
     problems = list(listing.problems)
     done: list[_Prepared] = []
@@ -178,30 +180,19 @@ def _group(name: str, items: list[_Prepared]) -> dict[str, str]:
         [item.sha256 for item in unknown],
         [item.appearance for item in unknown],
     )
-    parent = {item.case.id: item.case.id for item in items}
-
-    def find(case: str) -> str:
-        while parent[case] != case:
-            parent[case] = parent[parent[case]]
-            case = parent[case]
-        return case
-
-    first: dict[tuple[str, str], str] = {}
+    links: list[tuple[str, Hashable]] = []
     for item in items:
         case = item.case
-        links = [("pixels", item.sha256)]
-        links.append(("patient", case.patient) if case.patient else ("near", near[case.id]))
-        for link in links:
-            one, other = sorted((find(case.id), find(first.setdefault(link, case.id))))
-            parent[other] = one
+        links.append((case.id, ("pixels", item.sha256)))
+        same = ("patient", case.patient) if case.patient else ("near", near[case.id])
+        links.append((case.id, same))
+    first = join(links)
     patients: dict[str, str] = {}
     for item in items:
         if item.case.patient:
-            group = find(item.case.id)
+            group = first[item.case.id]
             patients[group] = min(patients.get(group, item.case.patient), item.case.patient)
     return {
-        case: f"{name}__patient_{slug(patients[find(case)])}"
-        if find(case) in patients
-        else find(case)
-        for case in parent
+        case: f"{name}__patient_{slug(patients[group])}" if group in patients else group
+        for case, group in first.items()
     }

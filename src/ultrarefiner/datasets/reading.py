@@ -1,8 +1,9 @@
 """Raw image and mask files of any mode as RGB images and 0/1 labels, by one written rule.
 
 The rule for masks: alpha is dropped, colours become gray (Rec. 601 luma), gray >= 128 is lesion;
-a mask of another size is brought to the image's size before the threshold; several masks of one
-image are OR-ed after it. Masks that hold other values (class indices, 0/1) are refused.
+a mask of another size is brought to the image's size before the threshold, and a lesion smaller
+than a pixel of the image keeps one; several masks of one image are OR-ed after it. Masks that hold
+other values (class indices, 0/1, a heat map, the image itself) are refused.
 """
 
 from __future__ import annotations
@@ -21,14 +22,10 @@ import numpy as np
 from PIL import Image
 
 from ultrarefiner.datasets.base import NO_LESION, Case
+from ultrarefiner.datasets.mask_values import THRESHOLD, mask_problem
 from ultrarefiner.errors import DatasetError
 
-THRESHOLD = 128
 _ASPECT_TOLERANCE = 0.02
-# Gray between these is neither background nor lesion. Edges and compression pass through it
-# pixel by pixel; only a mask that means something else by it fills a patch of this side.
-_BETWEEN = (16, 239)
-_PATCH = 5
 _WORKERS = 4
 _DECODING_ERRORS = (
     OSError,
@@ -49,16 +46,20 @@ class CasePixels:
     """The decoded pixels of a case and what was done to get them.
 
     Attributes:
-        image: uint8 (H, W, 3) RGB; None when only the label was asked for.
+        image: uint8 (H, W, 3) RGB.
         label: uint8 (H, W) in {0, 1}, aligned to the image.
         notes: What differs from a plain pair ("mask resized from 420x420", "3 masks").
         modes: Pillow modes of the image and of each mask.
+        deepest: Largest value of a 16-bit image before its reduction, None for others.
+        kept: Lesions that alignment would have averaged away, kept as one pixel each.
     """
 
-    image: np.ndarray | None
+    image: np.ndarray
     label: np.ndarray
     notes: tuple[str, ...]
     modes: tuple[str, ...]
+    deepest: int | None = None
+    kept: int = 0
 
 
 def decode(path: Path) -> tuple[np.ndarray, str]:
@@ -74,28 +75,30 @@ def decode(path: Path) -> tuple[np.ndarray, str]:
     Raises:
         DatasetError: The file is absent, damaged, truncated or not an image.
     """
+    return _decode(path)[:2]
+
+
+def _decode(path: Path) -> tuple[np.ndarray, str, int | None]:
+    """Return what `decode` does, and the largest value of a 16-bit file."""
     try:
         with Image.open(path) as file:
             file.load()
-            return _to_uint8(file), file.mode
+            if not file.mode.startswith("I"):
+                return _to_uint8(file), file.mode, None
+            deep = np.asarray(file).astype(np.int64)
+            lowest, deepest = int(deep.min()), int(deep.max())
+            if lowest < 0 or deepest > 65535:
+                raise ValueError(f"values from {lowest} to {deepest} are not 16-bit gray")
+            scaled = np.rint(deep / 257) if deepest > 255 else deep
+            return scaled.astype(np.uint8), file.mode, deepest
     except _DECODING_ERRORS as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> DatasetError:
-    return DatasetError(
-        f"{path}: cannot be decoded ({error}); the file is damaged, truncated or not an image: "
-        "unpack or download it again"
-    )
+        raise DatasetError(
+            f"{path}: cannot be decoded ({error}); the file is damaged, truncated or not an "
+            "image: unpack or download it again"
+        ) from error
 
 
 def _to_uint8(file: Image.Image) -> np.ndarray:
-    if file.mode.startswith("I"):
-        deep = np.asarray(file).astype(np.int64)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise ValueError(f"values from {deep.min()} to {deep.max()} are not 16-bit gray")
-        scaled = np.rint(deep / 257) if deep.max() > 255 else deep
-        return scaled.astype(np.uint8)
     if file.mode == "F":
         raise ValueError("floating-point pixels have no common scale")
     if file.mode in ("1", "L", "LA", "La"):
@@ -113,26 +116,13 @@ def _rgb(pixels: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB) if pixels.ndim == 2 else pixels
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """Read height and width of an image from its header.
-
-    Raises:
-        DatasetError: The header cannot be read.
-    """
-    try:
-        with Image.open(path) as file:
-            return file.height, file.width
-    except _DECODING_ERRORS as error:
-        raise _unreadable(path, error) from error
-
-
 def read_gray_mask(path: Path) -> tuple[np.ndarray, str]:
     """Read a mask as uint8 gray (H, W), not yet thresholded, and its Pillow mode.
 
     Raises:
         DatasetError: The file cannot be decoded, or it holds values that are neither background
-            nor lesion: it never reaches 128 without being blank, or it has flat patches of
-            intermediate gray. Anti-aliased edges and compression noise are fine.
+            nor lesion: it never reaches 128 without being blank, or `mask_problem` finds that
+            it is no mask. Anti-aliased edges and compression noise are fine.
     """
     pixels, mode = decode(path)
     gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.ndim == 3 else pixels
@@ -143,25 +133,12 @@ def read_gray_mask(path: Path) -> tuple[np.ndarray, str]:
             f"{path}: not a 0/255 mask: {what} value is {gray.max()}, lesions are gray >= "
             f"{THRESHOLD}; save the lesion as 255 and the background as 0"
         )
-    between = _flat_values(gray)
-    if between:
-        raise DatasetError(
-            f"{path}: not a 0/255 mask: it has flat patches of gray "
-            f"{', '.join(map(str, between[:6]))} (class indices?); save the lesion as 255 and the "
-            "background as 0"
-        )
+    if problem := mask_problem(gray):
+        raise DatasetError(f"{path}: not a 0/255 mask: {problem}")
     return gray, mode
 
 
-def _flat_values(gray: np.ndarray) -> list[int]:
-    """Return the intermediate grays that fill a patch of `_PATCH` x `_PATCH` pixels."""
-    patch = np.ones((_PATCH, _PATCH), np.uint8)
-    flat = cv2.erode(gray, patch) == cv2.dilate(gray, patch)
-    flat &= (gray >= _BETWEEN[0]) & (gray <= _BETWEEN[1])
-    return np.unique(gray[flat]).tolist()
-
-
-def align_mask(gray: np.ndarray, height: int, width: int) -> np.ndarray:
+def align_mask(gray: np.ndarray, height: int, width: int) -> tuple[np.ndarray, int]:
     """Bring a mask to the size of its image, then threshold it.
 
     Args:
@@ -170,38 +147,46 @@ def align_mask(gray: np.ndarray, height: int, width: int) -> np.ndarray:
         width: Width of the image.
 
     Returns:
-        bool (height, width): area mean >= 128 when the mask is larger, else the nearest pixel.
+        bool (height, width): area mean >= 128 when the mask is larger, else the nearest pixel;
+        and the number of lesions (8-connected) that the area mean would have lost, each of which
+        keeps its brightest pixel.
     """
-    if gray.shape != (height, width):
-        smaller = height * width < gray.size
-        how = cv2.INTER_AREA if smaller else cv2.INTER_NEAREST_EXACT
-        gray = cv2.resize(gray, (width, height), interpolation=how)
-    return gray >= THRESHOLD
+    if gray.shape == (height, width):
+        return gray >= THRESHOLD, 0
+    if height * width >= gray.size:
+        nearest = cv2.resize(gray, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        return nearest >= THRESHOLD, 0
+    mean = cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA)
+    label = mean >= THRESHOLD
+    count, lesions = cv2.connectedComponents((gray >= THRESHOLD).astype(np.uint8))
+    rows, columns = np.nonzero(lesions)
+    owner = lesions[rows, columns]
+    rows, columns = rows * height // gray.shape[0], columns * width // gray.shape[1]
+    lost = set(range(1, count)) - set(np.unique(owner[label[rows, columns]]).tolist())
+    for lesion in sorted(lost):
+        own_rows, own_columns = rows[owner == lesion], columns[owner == lesion]
+        brightest = int(np.argmax(mean[own_rows, own_columns]))
+        label[own_rows[brightest], own_columns[brightest]] = True
+    return label, len(lost)
 
 
-def load_case(case: Case, with_image: bool = True) -> CasePixels:
-    """Decode a case.
-
-    Args:
-        case: The files.
-        with_image: Decode the image too; without it only the image's header is read.
+def load_case(case: Case) -> CasePixels:
+    """Decode the image and the masks of a case completely.
 
     Raises:
         DatasetError: A file cannot be used; `problems` lists them all.
     """
     problems: list[str] = []
-    image, size, modes = None, None, []
+    image, size, deepest, modes = None, None, None, []
     try:
-        if with_image:
-            pixels, mode = decode(case.image)
-            image, size = _rgb(pixels), pixels.shape[:2]
-            modes.append(mode)
-        else:
-            size = read_size(case.image)
+        pixels, mode, deepest = _decode(case.image)
+        image, size = _rgb(pixels), pixels.shape[:2]
+        modes.append(mode)
     except DatasetError as error:
         problems.append(str(error))
     label = np.zeros(size or (1, 1), bool)
     resized: list[str] = []
+    kept = 0
     for path in case.masks:
         try:
             gray, mode = read_gray_mask(path)
@@ -216,11 +201,13 @@ def load_case(case: Case, with_image: bool = True) -> CasePixels:
             continue
         if gray.shape != size:
             resized.append(f"{gray.shape[0]}x{gray.shape[1]}")
-        label |= align_mask(gray, *size)
+        aligned, lost = align_mask(gray, *size)
+        label |= aligned
+        kept += lost
     if problems:
         raise DatasetError(f"{case.image.name} cannot be used:", problems)
-    notes = _notes(case, image is not None and modes[0].startswith("I"), resized, label.any())
-    return CasePixels(image, label.astype(np.uint8), notes, tuple(modes))
+    notes = _notes(case, deepest, resized, kept, label.any())
+    return CasePixels(image, label.astype(np.uint8), notes, tuple(modes), deepest, kept)
 
 
 def _same_shape(mask: tuple[int, ...], image: tuple[int, int]) -> bool:
@@ -237,12 +224,16 @@ def _other_shape(
     )
 
 
-def _notes(case: Case, deep: bool, resized: list[str], lesion: bool) -> tuple[str, ...]:
+def _notes(
+    case: Case, deepest: int | None, resized: list[str], kept: int, lesion: bool
+) -> tuple[str, ...]:
     notes = []
-    if deep:
+    if deepest is not None and deepest > 255:
         notes.append("16-bit image reduced to 8 bits")
     if resized:
         notes.append(f"mask resized from {', '.join(sorted(set(resized)))}")
+    if kept:
+        notes.append(f"{kept} lesions smaller than a pixel kept as one")
     if len(case.masks) > 1:
         notes.append(f"{len(case.masks)} masks")
     if not lesion:
@@ -251,9 +242,14 @@ def _notes(case: Case, deep: bool, resized: list[str], lesion: bool) -> tuple[st
 
 
 def why_empty(case: Case, pixels: CasePixels) -> str | None:
-    """Return why a case counts as one without a lesion, or None if it has one."""
+    """Return why a case counts as one without a lesion, or None if it has one.
+
+    "missing mask" is the name for what adapters list as a problem already.
+    """
     if case.label == NO_LESION:
         return "normal"
+    if not case.masks:
+        return "missing mask"
     return None if pixels.label.any() else "blank mask"
 
 

@@ -8,15 +8,15 @@ versions of libraries change a fold.
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ultrarefiner.config import SplitsConfig
+from ultrarefiner.datasets.groups import Groups, cure_for_too_few, group_cases
 from ultrarefiner.errors import SplitError
 from ultrarefiner.io import item_seed, read_rows, write_rows
 
@@ -24,23 +24,6 @@ ROLES = ("train", "validation", "test", "holdout")
 COLUMNS = ["case", "group", "fold", "role"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Groups:
-    """Cases by group, and the labels of each group's cases."""
-
-    members: dict[str, list[str]]
-    labels: dict[str, Counter[str]]
-
-    def cases(self, groups: Iterable[str]) -> list[str]:
-        """Return the sorted cases of some groups."""
-        return sorted(case for group in groups for case in self.members[group])
-
-    def label(self, group: str) -> str:
-        """Return the most frequent label of a group, the first by name among equals."""
-        counts = self.labels[group]
-        return min(counts, key=lambda label: (-counts[label], label))
 
 
 def split_folds(
@@ -59,19 +42,19 @@ def split_folds(
     each test case has a second row as ``validation``, and groups may cross.
 
     Args:
-        cases: Table of the prepared cases; `case`, `group`, `patient` and `label` are used.
+        cases: Table of the prepared cases; `case`, `group`, `patient`, `label` and `sha256` are
+            used.
         published_folds: Table `case, folds, fold` of the dataset's own partitions, where `folds`
             is the number of folds in a partition; numbering from 0 and from 1 are both taken.
         output: Table to write: `case, group, fold, role`, folds from 0.
-        config: Options. ``group: auto`` and ``group: duplicates`` take the `group` column, which
-            already joins near-duplicates where the patient is not known.
+        config: Options; `group_cases` tells what `group` keeps together.
         folds_from: Make the folds, or take the published ones.
 
     Raises:
         SplitError: There are too few groups, or the published folds do not fit.
     """
     rows = sorted(read_rows(cases), key=lambda row: row["case"])
-    groups = _group_cases(rows, config, cases)
+    groups = group_cases(rows, config, cases)
     holdout = _draw(groups, list(groups.members), config.holdout, ("holdout", config.seed))
     free = [group for group in groups.members if group not in holdout]
 
@@ -109,9 +92,7 @@ def split_folds(
             if not validation or len(validation) == len(rest):
                 raise SplitError(
                     f"{cases}: fold {fold} has {len(rest)} group(s) outside its test set, too few "
-                    "for training and validation (2 needed). Use fewer `splits.folds`, a smaller "
-                    "`splits.holdout`, `splits.group: image` if groups need not be kept together, "
-                    "or more cases."
+                    f"for training and validation (2 needed). {cure_for_too_few(groups, free, config)}"
                 )
             parts = {
                 "train": set(rest) - validation,
@@ -162,32 +143,8 @@ def read_split(splits: Path | str, fold: int) -> dict[str, list[str]]:
     return {role: sorted(ids) for role, ids in parts.items()}
 
 
-def _group_cases(
-    rows: Sequence[Mapping[str, str]], config: SplitsConfig, path: Path | str
-) -> _Groups:
-    """Return the sorted `rows` by the group that the config names."""
-    if not rows:
-        raise SplitError(f"{path} lists no cases: nothing to split. Check the dataset's folder.")
-    repeated = [case for case, n in Counter(row["case"] for row in rows).items() if n > 1]
-    if repeated:
-        raise SplitError(f"{path} lists {', '.join(repeated[:5])} more than once. Prepare it anew.")
-    column = {"image": "case", "patient": "patient"}.get(config.group, "group")
-    nameless = [row["case"] for row in rows if not row.get(column)]
-    if nameless:
-        raise SplitError(
-            f"{path}: splits.group: {config.group} needs the column '{column}', which is empty for "
-            f"{len(nameless)} of {len(rows)} cases (first: {nameless[0]}). Use `splits.group: auto`."
-        )
-    members: dict[str, list[str]] = defaultdict(list)
-    labels: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in rows:
-        members[row[column]].append(row["case"])
-        labels[row[column]][row.get("label") or ""] += 1
-    return _Groups(dict(members), dict(labels))
-
-
 def _draw(
-    groups: _Groups, among: Sequence[str], share: float, salt: tuple[object, ...], leave: int = 0
+    groups: Groups, among: Sequence[str], share: float, salt: tuple[object, ...], leave: int = 0
 ) -> set[str]:
     """Draw a share of groups, at least one if the share is positive, in proportion to labels."""
     count = min(max(round(share * len(among)), 1), len(among) - leave) if share > 0 else 0
@@ -209,15 +166,13 @@ def _draw(
 
 
 def _made_folds(
-    groups: _Groups, free: Sequence[str], config: SplitsConfig, path: Path | str
+    groups: Groups, free: Sequence[str], config: SplitsConfig, path: Path | str
 ) -> list[set[str]]:
     """Share groups among folds: the largest first, each to the fold that it unbalances least."""
     if len(free) < config.folds:
         raise SplitError(
-            f"{path}: {len(free)} group(s) cannot fill {config.folds} folds. Set `splits.folds` to "
-            f"at most {len(free)}"
-            + (", a smaller `splits.holdout`" if config.holdout else "")
-            + ", or `splits.group: image` if groups need not be kept together."
+            f"{path}: {len(free)} group(s) cannot fill {config.folds} folds. "
+            f"{cure_for_too_few(groups, free, config)}"
         )
     labels = sorted({label for group in free for label in groups.labels[group]})
     # One column for each label and one for the images, so that both are balanced.
@@ -242,7 +197,7 @@ def _made_folds(
 
 
 def _published_folds(
-    groups: _Groups, free: Sequence[str], path: Path | str | None, config: SplitsConfig
+    groups: Groups, free: Sequence[str], path: Path | str | None, config: SplitsConfig
 ) -> list[set[str]]:
     """Return the groups of each published fold.
 
@@ -252,8 +207,13 @@ def _published_folds(
     partitions: dict[int, dict[str, int]] = defaultdict(dict)
     for row in read_rows(path) if path is not None else []:
         partitions[int(row["folds"])][row["case"]] = int(row["fold"])
+    if not partitions:
+        raise SplitError(
+            "this dataset has no published folds (or their table was not found with it). Set the "
+            "dataset's `folds: made`."
+        )
     if config.folds not in partitions:
-        have = ", ".join(str(count) for count in sorted(partitions)) or "none"
+        have = ", ".join(str(count) for count in sorted(partitions))
         raise SplitError(
             f"splits.folds: {config.folds} is not a published partition of this dataset "
             f"(published: {have}). Set `splits.folds` to one of these, or the dataset's "
@@ -293,8 +253,9 @@ def _seed_folds(cases: Sequence[str], config: SplitsConfig, path: Path | str) ->
     """Return the test cases of each fold of the original protocol."""
     if len(cases) < config.folds:
         raise SplitError(
-            f"{path}: {len(cases)} case(s) cannot fill {config.folds} folds. Set `splits.folds` "
-            f"to at most {len(cases)}."
+            f"{path}: {len(cases)} case(s) cannot fill {config.folds} folds. "
+            + (f"Set `splits.folds` to at most {len(cases)}, or add" if len(cases) > 1 else "Add")
+            + " cases."
         )
     # Imported here: it takes longer than the rest of this job, and only this protocol needs it.
     from sklearn.model_selection import KFold
@@ -303,7 +264,7 @@ def _seed_folds(cases: Sequence[str], config: SplitsConfig, path: Path | str) ->
     return [[cases[i] for i in test] for _, test in folds.split(np.zeros(len(cases)))]
 
 
-def _warn_of_crossing(groups: _Groups, folds: Sequence[Sequence[str]]) -> None:
+def _warn_of_crossing(groups: Groups, folds: Sequence[Sequence[str]]) -> None:
     fold_of = {case: fold for fold, test in enumerate(folds) for case in test}
     crossing = sum(
         len({fold_of[case] for case in members if case in fold_of}) > 1
@@ -319,7 +280,7 @@ def _warn_of_crossing(groups: _Groups, folds: Sequence[Sequence[str]]) -> None:
 
 
 def _fold_rows(
-    groups: _Groups, fold: int, parts: Mapping[str, Sequence[str]]
+    groups: Groups, fold: int, parts: Mapping[str, Sequence[str]]
 ) -> list[dict[str, object]]:
     group_of = {case: group for group, members in groups.members.items() for case in members}
     rows = [

@@ -9,9 +9,9 @@ import numpy as np
 from ultrarefiner.errors import PromptError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
-    """One prompt for one image; at least one part is given.
+    """One prompt for one image; at least one part is given. Prompts are equal only to themselves.
 
     Attributes:
         box: ``(x0, y0, x1, y1)``, half-open, original pixels: x1 is the last column + 1.
@@ -48,6 +48,8 @@ class Prompt:
             points = np.asarray(self.points, dtype=np.float64)
             if points.ndim != 2 or points.shape[1] != 2 or not len(points):
                 raise PromptError(f"points have shape {points.shape}, not (N, 2)")
+            if not np.isfinite(points).all():
+                raise PromptError(f"points {points.tolist()} are not all finite numbers")
             labels = np.ones(len(points)) if self.labels is None else np.asarray(self.labels)
             if labels.shape != (len(points),) or not np.isin(labels, (0, 1)).all():
                 raise PromptError("labels must be one 0 or 1 for each point")

@@ -177,7 +177,9 @@ PROMPTS: Registry[PromptKind] = Registry(
 )
 
 
-def prompt_from_mask(mask: np.ndarray, kind: str, expand: float = 0.0) -> Prompt | list[Prompt]:
+def prompt_from_mask(
+    mask: np.ndarray, kind: str = "box", expand: float = 0.0
+) -> Prompt | list[Prompt]:
     """Turn a mask into a prompt.
 
     Args:
@@ -191,10 +193,13 @@ def prompt_from_mask(mask: np.ndarray, kind: str, expand: float = 0.0) -> Prompt
         the given one, probabilities kept.
 
     Raises:
-        PromptError: The mask is empty, or no mask. What an empty mask means is the caller's choice.
+        PromptError: The mask is empty, or no mask (what an empty mask means is the caller's choice);
+            or ``expand`` is given for a kind without a box.
         ConfigError: Unknown kind.
     """
     row = PROMPTS[kind]
+    if expand != 0 and "box" not in row.parts:
+        raise PromptError(f"expand {expand:g} has no effect on kind '{kind}': it has no box")
     lesion = lesion_pixels(mask)
     if not lesion.any():
         raise PromptError(

@@ -12,7 +12,7 @@ from pydantic import Field, PlainSerializer, StrictBool, ValidationError, model_
 
 from ultrarefiner.config import PromptConfig, Section
 from ultrarefiner.datasets.splits import read_split
-from ultrarefiner.errors import PromptError
+from ultrarefiner.errors import PromptError, UltraRefinerError
 from ultrarefiner.images import read_mask
 from ultrarefiner.io import read_json, write_json
 from ultrarefiner.prompts.base import Prompt
@@ -178,7 +178,8 @@ def make_prompts(
         SplitError: The fold is not in the splits.
     """
     cases = read_split(splits, fold)["test"]
-    _require_masks(masks, cases)
+    cure = "Every test case needs one: run the job that writes this folder again."
+    require_files(masks, cases, "mask", cure, error=PromptError)
     records = {
         case: _record(prompt, case, read_mask(Path(masks) / f"{case}.png")) for case in cases
     }
@@ -250,11 +251,28 @@ def _record(config: PromptConfig, case: str, mask: np.ndarray) -> PromptRecord:
     )
 
 
-def _require_masks(masks: str | Path, cases: Iterable[str]) -> None:
-    absent = [case for case in cases if not (Path(masks) / f"{case}.png").is_file()]
+def require_files(
+    folder: str | Path,
+    cases: Iterable[str],
+    what: str,
+    cure: str,
+    suffix: str = ".png",
+    error: type[UltraRefinerError] = UltraRefinerError,
+) -> None:
+    """Refuse a folder that lacks the file ``{case}{suffix}`` of a case.
+
+    Args:
+        folder: The folder.
+        cases: Case ids.
+        what: What the files hold, for the message.
+        cure: What to do about it, for the message.
+        suffix: End of the files' names.
+        error: What to raise.
+
+    Raises:
+        UltraRefinerError: Cases have no file; the message names the first ten.
+    """
+    absent = [case for case in cases if not (Path(folder) / f"{case}{suffix}").is_file()]
     if absent:
         more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
-        raise PromptError(
-            f"{masks} has no mask of {', '.join(absent[:10])}{more}. Every test case needs one: run "
-            "the job that writes this folder again."
-        )
+        raise error(f"{folder} has no {what} of {', '.join(absent[:10])}{more}. {cure}")

@@ -11,16 +11,18 @@ import numpy as np
 
 from ultrarefiner.errors import PromptError, UltraRefinerError
 from ultrarefiner.prompts.base import Prompt
+from ultrarefiner.prompts.geometry import lesion_pixels
 from ultrarefiner.registry import resolve
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Refinement:
     """A refined mask.
 
     Attributes:
         mask: bool (H, W) in original pixels.
-        low_res_logits: float32 (h, w) as the model's decoder gives them.
+        low_res_logits: float32 (h, w), positive inside; of one size for all prompts of an image. A
+            model's are as its decoder gives them.
         score: The refiner's own estimate of its quality, in [0, 1] where it has one, else nan.
     """
 
@@ -40,6 +42,47 @@ def require_image(image: np.ndarray) -> None:
             f"an image must be uint8 (H, W, 3) RGB with values 0..255, got {image.dtype} "
             f"{image.shape}. Read it with ultrarefiner.images.read_rgb, or convert it."
         )
+
+
+def require_fit(prompt: Prompt, image_hw: tuple[int, int]) -> None:
+    """Check that a prompt says something about an image.
+
+    Points are pixel indices, so the image reaches half a pixel beyond the first and the last. A box
+    may reach beyond the image as long as part of it is inside.
+
+    Args:
+        prompt: The prompt.
+        image_hw: (height, width) of the image in pixels.
+
+    Raises:
+        PromptError: A point or the whole box is outside the image, or the mask is empty, of another
+            size, or no probability.
+    """
+    height, width = image_hw
+    if prompt.box is not None:
+        x0, y0, x1, y1 = np.asarray(prompt.box).tolist()
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            raise PromptError(
+                f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) is outside the image of {width} x {height} "
+                "pixels; boxes are (x0, y0, x1, y1) in the image's own pixels"
+            )
+    for x, y in [] if prompt.points is None else prompt.points.tolist():
+        if not (-0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5):
+            raise PromptError(
+                f"point ({x:g}, {y:g}) is outside the image of {width} x {height} pixels; points "
+                "are pixel indices (column, row)"
+            )
+    if prompt.mask is not None:
+        if prompt.mask.shape != (height, width):
+            raise PromptError(
+                f"the prompt's mask is {prompt.mask.shape} and the image {(height, width)} "
+                "(height, width). Give the mask in the image's own pixels."
+            )
+        if not lesion_pixels(prompt.mask).any():
+            raise PromptError(
+                f"the prompt's mask is empty (nothing in its {width} x {height} pixels reaches "
+                "0.5); the refined mask is then empty too, without refining"
+            )
 
 
 class Embedding(ABC):
@@ -84,7 +127,7 @@ class Refiner(ABC):
 
     @abstractmethod
     def refine_one(self, embedding: Any, prompt: Prompt) -> Refinement:
-        """Refine with one prompt."""
+        """Refine with one prompt, which ``refine`` has found to fit the image."""
 
     def refine(self, embedding: Embedding, prompt: Prompt | list[Prompt]) -> Refinement:
         """Refine with one prompt, or with several whose masks are OR-ed.
@@ -92,13 +135,22 @@ class Refiner(ABC):
         Several: ``low_res_logits`` is the pixelwise maximum, ``score`` the mean.
 
         Raises:
-            PromptError: The refiner cannot use such a prompt.
+            PromptError: The prompt does not fit the image, or the refiner cannot use such a prompt.
+            UltraRefinerError: The embedding is another family's.
         """
-        if isinstance(prompt, Prompt):
-            return self.refine_one(embedding, prompt)
-        if not prompt:
+        if not isinstance(embedding, self.embedding_type):
+            raise UltraRefinerError(
+                f"refiner family '{self.family}' takes a {self.embedding_type.__name__}, got "
+                f"{type(embedding).__name__}. Embed the image with this very refiner."
+            )
+        prompts = [prompt] if isinstance(prompt, Prompt) else prompt
+        if not prompts:
             raise PromptError("an empty list of prompts cannot be refined")
-        parts = [self.refine_one(embedding, one) for one in prompt]
+        for one in prompts:
+            require_fit(one, embedding.image_hw)
+        parts = [self.refine_one(embedding, one) for one in prompts]
+        if len(parts) == 1:
+            return parts[0]
         return Refinement(
             mask=np.logical_or.reduce([part.mask for part in parts]),
             low_res_logits=np.maximum.reduce([part.low_res_logits for part in parts]),

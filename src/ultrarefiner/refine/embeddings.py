@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.io import atomic_path
 from ultrarefiner.refine.base import Embedding
+
+SUFFIX = ".safetensors"
+"""End of the names of embedding files."""
 
 _FORMAT = "ultrarefiner.sam_embedding.1"
 _ABOUT = "about"  # one metadata entry: safetensors writes several in an order that changes
@@ -63,8 +65,10 @@ class SamEmbedding(Embedding):
             "weights_sha256": self.weights_sha256,
         }
         features = np.ascontiguousarray(self.features, dtype=np.dtype(dtype))
+        # Not save_file: it makes files that only their owner can read, whatever the umask.
+        data = save({_TENSOR: features}, metadata={_ABOUT: json.dumps(about)})
         with atomic_path(path) as temporary:
-            save_file({_TENSOR: features}, temporary, metadata={_ABOUT: json.dumps(about)})
+            temporary.write_bytes(data)
 
     @classmethod
     def load(cls, path: str | Path) -> SamEmbedding:
@@ -100,19 +104,4 @@ def image_sha256(image: np.ndarray) -> str:
 
 def embedding_path(folder: str | Path, case: str) -> Path:
     """Return the file of a case's embedding in an embeddings folder."""
-    return Path(folder) / f"{case}.safetensors"
-
-
-def require_embeddings(folder: str | Path, cases: Iterable[str]) -> None:
-    """Refuse an embeddings folder that lacks a case.
-
-    Raises:
-        UltraRefinerError: Cases have no file; the message names them.
-    """
-    absent = [case for case in cases if not embedding_path(folder, case).is_file()]
-    if absent:
-        more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
-        raise UltraRefinerError(
-            f"{folder} has no embedding of {', '.join(absent[:10])}{more}. Run embed_images again "
-            "for this dataset and these weights."
-        )
+    return Path(folder) / f"{case}{SUFFIX}"

@@ -4,9 +4,11 @@ The coarse mask becomes a trimap: its core is sure lesion, everything far from i
 the band between the two is decided by the colours of core and surroundings and by edges (C. Rother,
 V. Kolmogorov and A. Blake, "GrabCut: interactive foreground extraction using iterated graph cuts",
 ACM Transactions on Graphics 23, 2004). Speckle would break that decision up, so the image is
-median-filtered first; and because speckle grows with the image, all work is done on a grid of
-bounded size. The widths of core and band follow the lesion's size, so that the same options do for
-a cyst of 10 pixels and for a mass of 300.
+despeckled first.
+
+All work is done in a window around the lesion, shrunk to a grid of bounded size where it is large;
+the widths of core and band follow the lesion's size. So the same options do for a cyst of 10 pixels
+and for a mass of 300, whatever the size of the image they lie in.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from scipy import ndimage
 from ultrarefiner.errors import PromptError, UltraRefinerError
 from ultrarefiner.io import atomic_path
 from ultrarefiner.prompts.base import Prompt
-from ultrarefiner.prompts.geometry import THRESHOLD, lesion_pixels
+from ultrarefiner.prompts.geometry import THRESHOLD, lesion_pixels, tight_box
 from ultrarefiner.refine import REFINERS
 from ultrarefiner.refine.base import Embedding, Refinement, Refiner, require_image
 from ultrarefiner.refine.options import GrabCutOptions
@@ -33,35 +35,35 @@ CONTEXT = 0.5
 """Background that is looked at around the band, as a share of the lesion's radius. The tissue next
 to the lesion tells more than the whole image, and takes less time."""
 
+MARGIN = 8
+"""Pixels of the working grid that the window has around all that: beside a lesion of a few pixels
+too there is background enough to learn from."""
+
 LIMIT = 10.0
 """Largest magnitude of ``low_res_logits``."""
 
 _EIGHT = np.ones((3, 3), dtype=bool)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GrabCutEmbedding(Embedding):
-    """An image on the working grid, despeckled.
+    """An image as it is: on which grid GrabCut works depends on the lesion.
 
     Attributes:
-        pixels: uint8 (h, w, 3) RGB.
-        image_size: Original (height, width) in pixels.
+        pixels: uint8 (H, W, 3) RGB.
     """
 
     pixels: np.ndarray
-    image_size: tuple[int, int]
 
     @property
     def image_hw(self) -> tuple[int, int]:
         """Original (height, width) in pixels."""
-        return self.image_size
+        return self.pixels.shape[0], self.pixels.shape[1]
 
     def save(self, path: str | Path) -> None:
         """Write the embedding as a NumPy archive, atomically, under exactly this name."""
         with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-            np.savez_compressed(
-                handle, pixels=self.pixels, image_size=np.array(self.image_size, dtype=np.int64)
-            )
+            np.savez_compressed(handle, pixels=self.pixels)
 
     @classmethod
     def load(cls, path: str | Path) -> GrabCutEmbedding:
@@ -72,13 +74,14 @@ class GrabCutEmbedding(Embedding):
         """
         try:
             with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
-                height, width = stored["image_size"].tolist()
-                return cls(pixels=stored["pixels"], image_size=(height, width))
-        except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
+                pixels = stored["pixels"]
+            require_image(pixels)
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile, UltraRefinerError) as error:
             raise UltraRefinerError(
                 f"cannot read {path} as a GrabCut embedding: {error}. Delete it and embed the "
                 "image again."
             ) from None
+        return cls(pixels=pixels)
 
 
 class GrabCutRefiner(Refiner):
@@ -101,19 +104,13 @@ class GrabCutRefiner(Refiner):
         self.options = options
 
     def embed(self, image: np.ndarray) -> GrabCutEmbedding:
-        """Shrink a uint8 (H, W, 3) RGB image to the working grid and despeckle it.
+        """Keep a uint8 (H, W, 3) RGB image.
 
         Raises:
             UltraRefinerError: The image has another type or shape.
         """
         require_image(image)
-        height, width = image.shape[:2]
-        scale = min(1.0, self.options.size / max(height, width))
-        grid = max(1, round(height * scale)), max(1, round(width * scale))
-        pixels = _shrink(image, grid)
-        if self.options.median > 1:
-            pixels = cv2.medianBlur(pixels, self.options.median)
-        return GrabCutEmbedding(pixels=np.ascontiguousarray(pixels), image_size=(height, width))
+        return GrabCutEmbedding(pixels=np.array(image, order="C"))
 
     def refine_one(self, embedding: GrabCutEmbedding, prompt: Prompt) -> Refinement:
         """Refine the prompt's mask.
@@ -121,37 +118,113 @@ class GrabCutRefiner(Refiner):
         Points and a box may come with it: 3 x 3 pixels of the working grid around a point are sure
         lesion (label 1) or sure background (0); outside the box all is background.
 
-        ``low_res_logits`` is the signed distance to the refined outline in pixels of the working
-        grid, positive inside, at most 10 in magnitude; it is upsampled to the original size and
-        then thresholded at 0. A mask that covers the whole image has no background to tell it from
-        and comes back as it is. OpenCV's random generator of the calling thread is left freshly
-        seeded: GrabCut's colour clusters start from it.
+        ``low_res_logits`` is the signed distance to the refined outline, positive inside, at most
+        10 in magnitude, on the whole image shrunk to ``size`` and in its pixels. A mask that covers
+        the whole image has no background to tell it from and comes back as it is. OpenCV's random
+        generator of the calling thread is left freshly seeded: GrabCut's colour clusters start
+        from it.
 
         Raises:
-            PromptError: The prompt has no mask, an empty one, or one that does not fit the image.
+            PromptError: The prompt has no mask, or its parts contradict one another.
         """
         mask, kept = _mask_in_box(embedding, prompt)
-        grid = embedding.pixels.shape[:2]
-        lesion = _shrink_mask(mask, kept, grid) & _box_on_grid(embedding, prompt)
-        away = _point_pixels(embedding, prompt, label=0)
-        lesion &= ~away
+        refined = kept if kept.all() else self._refine_in_window(embedding, prompt, mask, kept)
+        grid = _grid(embedding.image_hw, self.options.size)
+        logits = _signed_distance(_shrink(refined.astype(np.float32), grid) >= THRESHOLD)
+        logits = np.clip(logits, -LIMIT, LIMIT).astype(np.float32)
+        return Refinement(refined, logits, math.nan)
+
+    def _refine_in_window(
+        self, embedding: GrabCutEmbedding, prompt: Prompt, mask: np.ndarray, kept: np.ndarray
+    ) -> np.ndarray:
+        """Return the refined mask, bool (H, W)."""
+        options = self.options
+        window = _Window.around(kept, prompt, options)
+        in_box = _box_pixels(prompt, embedding.image_hw)
+        touched = window.shrink(in_box.astype(np.float32)) > 0
+        away = window.around_points(prompt, label=0)
+        lesion = window.shrink_mask(mask, kept) & touched & ~away
         if not lesion.any():
             raise PromptError(
                 "background points cover the whole mask; remove them, or give an empty result "
                 "without refining"
             )
         if lesion.all():
-            return Refinement(kept, np.full(grid, LIMIT, dtype=np.float32), math.nan)
-        codes = trimap(lesion, self.options.inner, self.options.outer)
-        codes[_point_pixels(embedding, prompt, label=1)] = cv2.GC_FGD
-        codes[~_box_on_grid(embedding, prompt) | away] = cv2.GC_BGD
-        found = _grabcut(embedding.pixels, codes, lesion, self.options.iterations)
-        logits = np.clip(_signed_distance(found), -LIMIT, LIMIT).astype(np.float32)
-        height, width = embedding.image_hw
-        refined = cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR) > 0
-        refined &= _box_pixels(prompt, embedding.image_hw)
+            return kept
+        codes = trimap(lesion, options.inner, options.outer)
+        codes[window.around_points(prompt, label=1)] = cv2.GC_FGD
+        codes[~touched | away] = cv2.GC_BGD
+        pixels = _despeckle(window.shrink(embedding.pixels), options.median)
+        found = _signed_distance(_grabcut(pixels, codes, options.iterations))
+        refined = window.enlarge(found.astype(np.float32), embedding.image_hw) & in_box
         # A box or lesion thinner than a pixel of the grid can fall through it.
-        return Refinement(refined if refined.any() else kept, logits, math.nan)
+        return refined if refined.any() else kept
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The part of the image that GrabCut looks at, and the working grid over it.
+
+    Attributes:
+        rows: Rows of the image.
+        columns: Columns of the image.
+        grid: (height, width) of the working grid.
+    """
+
+    rows: slice
+    columns: slice
+    grid: tuple[int, int]
+
+    @classmethod
+    def around(cls, lesion: np.ndarray, prompt: Prompt, options: GrabCutOptions) -> _Window:
+        """Return the window that holds a lesion, its band, its context and all lesion points."""
+        x0, y0, x1, y1 = tight_box(lesion)
+        if prompt.points is not None:
+            for x, y in np.rint(prompt.points[prompt.labels == 1]).astype(int).tolist():
+                x0, y0, x1, y1 = min(x0, x), min(y0, y), max(x1, x + 1), max(y1, y + 1)
+        _, _, stats, _ = cv2.connectedComponentsWithStats(lesion.astype(np.uint8), connectivity=8)
+        radius = math.sqrt(stats[1:, cv2.CC_STAT_AREA].max() / math.pi)
+        reach = (options.outer + CONTEXT) * radius
+        longest = max(x1 - x0, y1 - y0) + 2 * reach
+        margin = math.ceil(reach + MARGIN * max(1.0, longest / options.size))
+        height, width = lesion.shape
+        rows = slice(max(y0 - margin, 0), min(y1 + margin, height))
+        columns = slice(max(x0 - margin, 0), min(x1 + margin, width))
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        return cls(rows, columns, _grid(shape, options.size))
+
+    def shrink(self, values: np.ndarray) -> np.ndarray:
+        """Average an array of the image's size down to the grid."""
+        return _shrink(np.ascontiguousarray(values[self.rows, self.columns]), self.grid)
+
+    def shrink_mask(self, mask: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+        """Return a mask or probability on the grid, bool; never empty if ``lesion`` is not."""
+        shrunk = self.shrink(mask.astype(np.float32)) >= THRESHOLD
+        if shrunk.any():
+            return shrunk
+        # A lesion thinner than a pixel of the grid reaches 0.5 nowhere.
+        share = self.shrink(lesion.astype(np.float32))
+        return share >= share.max() / 2
+
+    def around_points(self, prompt: Prompt, label: int) -> np.ndarray:
+        """Return 3 x 3 pixels of the grid around each point of a label in the window, bool."""
+        marked = np.zeros(self.grid, dtype=bool)
+        if prompt.points is None:
+            return marked
+        corner = np.array([self.columns.start, self.rows.start])
+        extent = np.array([self.columns.stop, self.rows.stop]) - corner
+        share = (prompt.points[prompt.labels == label] + 0.5 - corner) / extent
+        for x, y in share[((share >= 0) & (share < 1)).all(axis=1)]:
+            column, row = int(x * self.grid[1]), int(y * self.grid[0])
+            marked[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = True
+        return marked
+
+    def enlarge(self, distance: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
+        """Return where a signed distance on the grid is positive, bool (H, W) of the image."""
+        mask = np.zeros(image_hw, dtype=bool)
+        inside = mask[self.rows, self.columns]
+        inside[:] = cv2.resize(distance, inside.shape[::-1], interpolation=cv2.INTER_LINEAR) > 0
+        return mask
 
 
 def trimap(lesion: np.ndarray, inner: float, outer: float) -> np.ndarray:
@@ -186,35 +259,25 @@ def trimap(lesion: np.ndarray, inner: float, outer: float) -> np.ndarray:
     return codes
 
 
-def _grabcut(
-    pixels: np.ndarray, codes: np.ndarray, lesion: np.ndarray, iterations: int
-) -> np.ndarray:
+def _despeckle(pixels: np.ndarray, median: int) -> np.ndarray:
+    """Take speckle out of uint8 (h, w, 3) pixels of the working grid; ``median`` 1 leaves them be.
+
+    On the grid, as how much speckle is left there depends on how far the window was shrunk. A
+    window that was not shrunk at all has had no averaging: the narrow Gaussian stands in for it.
+    """
+    if median == 1:
+        return pixels
+    return cv2.medianBlur(cv2.GaussianBlur(pixels, (0, 0), 0.5), median)
+
+
+def _grabcut(pixels: np.ndarray, codes: np.ndarray, iterations: int) -> np.ndarray:
     """Return the refined mask on the working grid, bool (h, w)."""
-    labels, count = ndimage.label(lesion, _EIGHT)
-    largest = np.bincount(labels.ravel(), minlength=count + 1)[1:].max()
-    margin = math.ceil(CONTEXT * math.sqrt(largest / math.pi)) + 1
-    rows, columns = (np.flatnonzero((codes != cv2.GC_BGD).any(axis=axis)) for axis in (1, 0))
-    window = (
-        slice(max(rows[0] - margin, 0), rows[-1] + 1 + margin),
-        slice(max(columns[0] - margin, 0), columns[-1] + 1 + margin),
-    )
-    inside = np.ascontiguousarray(codes[window])
-    decided = np.isin(inside, (cv2.GC_FGD, cv2.GC_PR_FGD))
-    if not decided.all():
+    decided = codes.copy()
+    if not np.isin(codes, (cv2.GC_FGD, cv2.GC_PR_FGD)).all():
         models = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.setRNGSeed(0)
-        cv2.grabCut(
-            np.ascontiguousarray(pixels[window]),
-            inside,
-            None,
-            *models,
-            iterations,
-            cv2.GC_INIT_WITH_MASK,
-        )
-        decided = np.isin(inside, (cv2.GC_FGD, cv2.GC_PR_FGD))
-    found = np.zeros(codes.shape, dtype=bool)
-    found[window] = decided
-    return _tidy(found, codes)
+        cv2.grabCut(pixels, decided, None, *models, iterations, cv2.GC_INIT_WITH_MASK)
+    return _tidy(np.isin(decided, (cv2.GC_FGD, cv2.GC_PR_FGD)), codes)
 
 
 def _tidy(found: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -233,21 +296,17 @@ def _signed_distance(mask: np.ndarray) -> np.ndarray:
     return np.where(mask, inside - 0.5, 0.5 - outside)
 
 
+def _grid(shape: tuple[int, int], size: int) -> tuple[int, int]:
+    """Return the (height, width) of a grid over a shape, its longest side at most ``size``."""
+    scale = min(1.0, size / max(shape))
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
 def _shrink(pixels: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Average pixels down to (height, width) of the grid."""
     if pixels.shape[:2] == grid:
         return pixels
     return cv2.resize(pixels, grid[::-1], interpolation=cv2.INTER_AREA)
-
-
-def _shrink_mask(mask: np.ndarray, lesion: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Return a mask or probability on the grid, bool (h, w); never empty if ``lesion`` is not."""
-    shrunk = _shrink(mask.astype(np.float32), grid) >= THRESHOLD
-    if shrunk.any():
-        return shrunk
-    # A lesion thinner than a pixel of the grid reaches 0.5 nowhere.
-    share = _shrink(lesion.astype(np.float32), grid)
-    return share >= share.max() / 2
 
 
 def _mask_in_box(embedding: GrabCutEmbedding, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
@@ -260,16 +319,8 @@ def _mask_in_box(embedding: GrabCutEmbedding, prompt: Prompt) -> tuple[np.ndarra
             f"GrabCut needs a mask in original pixels, the prompt has {given}: "
             f"{REFINERS['grabcut'].needs_mask}"
         )
-    height, width = embedding.image_hw
-    if prompt.mask.shape != (height, width):
-        raise PromptError(
-            f"the prompt's mask is {prompt.mask.shape} and the image {(height, width)} (height, "
-            "width). Give the mask in the image's own pixels."
-        )
     lesion = lesion_pixels(prompt.mask)
-    if not lesion.any():
-        raise PromptError("the prompt's mask is empty; the refined mask is then empty too")
-    in_box = _box_pixels(prompt, (height, width))
+    in_box = _box_pixels(prompt, embedding.image_hw)
     if not (lesion & in_box).any():
         raise PromptError(
             f"no lesion pixel of the prompt's mask lies in its box {np.asarray(prompt.box).tolist()}; "
@@ -285,31 +336,3 @@ def _box_pixels(prompt: Prompt, image_hw: tuple[int, int]) -> np.ndarray:
     x0, y0, x1, y1 = prompt.box
     rows, columns = np.arange(image_hw[0]) + 0.5, np.arange(image_hw[1]) + 0.5
     return np.outer((rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1))
-
-
-def _box_on_grid(embedding: GrabCutEmbedding, prompt: Prompt) -> np.ndarray:
-    """Return the pixels of the grid that the prompt's box touches, bool (h, w)."""
-    return (
-        _shrink(
-            _box_pixels(prompt, embedding.image_hw).astype(np.float32), embedding.pixels.shape[:2]
-        )
-        > 0
-    )
-
-
-def _point_pixels(embedding: GrabCutEmbedding, prompt: Prompt, label: int) -> np.ndarray:
-    """Return 3 x 3 pixels of the grid around each point of a label, bool (h, w)."""
-    grid = embedding.pixels.shape[:2]
-    marked = np.zeros(grid, dtype=bool)
-    if prompt.points is None:
-        return marked
-    height, width = embedding.image_hw
-    for x, y in prompt.points[prompt.labels == label]:
-        if not (-0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5):
-            raise PromptError(
-                f"point ({x:g}, {y:g}) is outside the image of {width} x {height} pixels; points "
-                "are pixel indices (column, row)"
-            )
-        column, row = int((x + 0.5) * grid[1] / width), int((y + 0.5) * grid[0] / height)
-        marked[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = True
-    return marked

@@ -6,7 +6,7 @@ Model code is imported when a refiner is loaded, so that GrabCut jobs start with
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from ultrarefiner.errors import ConfigError, PromptError, UltraRefinerError
 from ultrarefiner.images import read_probability, read_rgb, write_mask
 from ultrarefiner.io import atomic_directory, read_rows
 from ultrarefiner.prompts.base import Prompt
-from ultrarefiner.prompts.records import PromptFile, load_prompts
+from ultrarefiner.prompts.records import PromptFile, load_prompts, require_files
 from ultrarefiner.refine import REFINERS, load_refiner
 from ultrarefiner.refine.base import Embedding, Refiner
-from ultrarefiner.refine.embeddings import embedding_path, image_sha256, require_embeddings
+from ultrarefiner.refine.embeddings import SUFFIX, embedding_path, image_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ def embed_images(
     cases: str | Path,
     output: str | Path,
     device: str,
-    options: dict[str, Any] | None = None,
 ) -> None:
     """Encode every image of a dataset once.
 
@@ -45,19 +44,18 @@ def embed_images(
         cases: ``cases.csv``; its column ``case`` says which images.
         output: Folder to write, ``{case}.safetensors`` for each case; whole or absent.
         device: "cpu", "cuda", "mps" or "auto".
-        options: The refiner row's own keys that change its embeddings.
-        options: The refiner row's own keys; those of SAM do not change an embedding.
 
     Raises:
-        ConfigError: Unknown family or option, or a family whose embeddings are not worth a file.
+        ConfigError: Unknown family, or one whose embeddings are not worth a file.
         WeightsError: The weights are absent, damaged or another model's.
         UltraRefinerError: An image is absent or damaged.
         OutputError: The folder cannot be written.
     """
     _require_shelf(family)
     names = sorted(row["case"] for row in read_rows(cases))
-    _require_images(images, names)
-    refiner = load_refiner(family, weights, device, **(options or {}))
+    require_files(images, names, "image", "Run prepare_dataset again.")
+    # No row of options changes an embedding.
+    refiner = load_refiner(family, weights, device)
     with atomic_directory(output) as folder:
         for case in _progress(names, "embed"):
             refiner.embed(_read_image(images, case)).save(embedding_path(folder, case))
@@ -100,10 +98,11 @@ def refine_masks(
     """
     file = load_prompts(prompts)
     names = sorted(file.cases)
-    _require_images(images, names)
+    require_files(images, names, "image", "Run prepare_dataset again.")
     if embeddings is not None:
         _require_shelf(family)
-        require_embeddings(embeddings, names)
+        cure = "Run embed_images again for this dataset and these weights."
+        require_files(embeddings, names, "embedding", cure, SUFFIX)
     refiner = load_refiner(family, weights, device, **options)
     empty = 0
     with atomic_directory(output) as folder:
@@ -164,15 +163,6 @@ def _require_shelf(family: str) -> None:
         raise ConfigError(
             f"refiner family '{family}' keeps no embeddings on file (these do: {keep}); run "
             "refine_masks without them"
-        )
-
-
-def _require_images(images: str | Path, cases: Iterable[str]) -> None:
-    absent = [case for case in cases if not (Path(images) / f"{case}.png").is_file()]
-    if absent:
-        more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
-        raise UltraRefinerError(
-            f"{images} has no image of {', '.join(absent[:10])}{more}. Run prepare_dataset again."
         )
 
 

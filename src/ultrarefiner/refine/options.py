@@ -33,7 +33,11 @@ class GrabCutOptions(Section):
     )
     iterations: int = Field(3, ge=1, le=50, description="GrabCut iterations.")
     size: int = Field(
-        256, ge=32, le=4096, description="Longest side of the working image in pixels."
+        160,
+        ge=32,
+        le=4096,
+        description="Longest side of the working grid in pixels; it lies over the window around the "
+        "lesion.",
     )
 
     @field_validator("median")

@@ -76,7 +76,7 @@ class SamRefiner(Refiner):
         ``score`` is the predicted IoU as the model gives it; it may lie a little outside [0, 1].
 
         Raises:
-            PromptError: The prompt does not fit the image or the model.
+            PromptError: The prompt does not fit the model.
             WeightsError: The embedding was made with other weights.
         """
         logits, ious = self.decode(embedding, prompt, multimask=self.options.mask_choice == "best")
@@ -107,7 +107,7 @@ class SamRefiner(Refiner):
             Low-resolution logits (K, 4 * grid, 4 * grid) and predicted IoU (K,), float32.
 
         Raises:
-            PromptError: The prompt does not fit the image or the model.
+            PromptError: The prompt does not fit the model.
             WeightsError: The embedding was made with other weights.
         """
         if embedding.weights_sha256 != self.weights_sha256:
@@ -158,11 +158,6 @@ class SamRefiner(Refiner):
             return torch.from_numpy(logits).to(self.device).reshape(1, 1, *size)
         if prompt.mask is None:
             return None
-        if prompt.mask.shape != embedding.image_hw:
-            raise PromptError(
-                f"the prompt's mask is {prompt.mask.shape} and the image {embedding.image_hw} "
-                "(height, width). Give the mask in the image's own pixels."
-            )
         frame = self.sam.image_encoder.img_size
         return mask_prompt_logits(prompt.mask, embedding.input_size, frame, size[0]).to(self.device)
 
@@ -188,16 +183,8 @@ def mask_prompt_logits(
 
     Returns:
         float32 (1, 1, size, size), on the CPU.
-
-    Raises:
-        PromptError: The mask has values outside [0, 1].
     """
     probability = torch.from_numpy(np.array(mask, dtype=np.float32))[None, None]
-    if not bool(((probability >= 0) & (probability <= 1)).all()):
-        raise PromptError(
-            f"the prompt's mask has values from {float(probability.min()):g} to "
-            f"{float(probability.max()):g}; it must be bool or a probability in [0, 1]"
-        )
     resized = functional.interpolate(
         probability, input_hw, mode="bilinear", align_corners=False, antialias=True
     ).clamp(0, 1)

@@ -11,7 +11,7 @@ import lightning_fabric
 import numpy as np
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from ultrarefiner import __version__
@@ -57,8 +57,10 @@ def versions() -> dict[str, str]:
 def save_weights(path: str | Path, state: dict[str, torch.Tensor]) -> None:
     """Write a state dict as safetensors, atomically; tensors that share memory are written apart."""
     whole = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    # Not save_file: it makes files that only their owner can read, whatever the umask.
+    data = save(whole)
     with atomic_path(path) as temporary:
-        save_file(whole, temporary)
+        temporary.write_bytes(data)
 
 
 def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
