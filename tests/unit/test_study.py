@@ -84,6 +84,11 @@ def test_methods_are_coarse_models_and_refiner_prompt_pairs():
     assert study.folds == [0, 1]
 
 
+def test_the_protocol_says_what_models_are_selected_on():
+    assert load_study(TINY).selection == "validation"
+    assert load_study(changed(TINY, splits__protocol="seed")).selection == "reported fold"
+
+
 def test_missing_files_are_listed_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = load_study(
