@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ultrarefiner import __version__
-from ultrarefiner.errors import UltraRefinerError
+from ultrarefiner.errors import OutputError, UltraRefinerError
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
@@ -46,7 +46,7 @@ def _reason(error: UltraRefinerError | OSError) -> str:
         return str(error)
     return (
         f"{error.filename}: {error.strerror}. Name a file or folder that is there and that you may "
-        "read, or, for output, write."
+        "read."
     )
 
 
@@ -117,7 +117,13 @@ def phantom(
     with _stopping():
         if output.exists():
             raise UltraRefinerError(f"{output} exists; name a folder that does not")
-        write_phantom(layout, output, cases=count, size=size, seed=seed, odd_cases=odd_cases)
+        try:
+            write_phantom(layout, output, cases=count, size=size, seed=seed, odd_cases=odd_cases)
+        except OSError as error:
+            raise OutputError(
+                f"cannot make {output}: {error.strerror or error}. Name a folder where you may "
+                "write."
+            ) from None
     console.print(f"{count} phantoms in the layout of {layout}: {output}")
 
 

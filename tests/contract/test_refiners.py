@@ -159,10 +159,20 @@ def test_a_mask_that_is_no_probability_is_refused(refiner, embedding, lesion):
         refiner.refine(embedding, Prompt(mask=lesion * 255.0))
 
 
-@pytest.mark.parametrize("wrong", [(HEIGHT, WIDTH), (HEIGHT, WIDTH, 1), (3, HEIGHT, WIDTH)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((HEIGHT, WIDTH), np.uint8),
+        np.zeros((HEIGHT, WIDTH, 1), np.uint8),
+        np.zeros((HEIGHT, WIDTH, 4), np.uint8),
+        np.zeros((3, HEIGHT, WIDTH), np.uint8),
+        np.zeros((0, WIDTH, 3), np.uint8),
+        np.zeros((HEIGHT, WIDTH, 3), np.float32),
+    ],
+)
 def test_what_is_no_rgb_image_is_refused(refiner, wrong):
     with pytest.raises(UltraRefinerError, match="uint8"):
-        refiner.embed(np.zeros(wrong, np.uint8))
+        refiner.embed(wrong)
 
 
 def test_the_prompt_decides(refiner, embedding, lesion):

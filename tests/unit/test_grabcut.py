@@ -197,17 +197,8 @@ def test_thin_and_tiny_lesions_keep_a_core_and_a_band():
     stripe = np.zeros((30, 200), bool)
     stripe[14:16, 10:190] = True
     assert (trimap(stripe, inner=0.3, outer=0.5)[stripe] == SURE).all()
-    pixel = disc((9, 9), (4, 4), 0)
-    assert (
-        trimap(pixel, inner=0.3, outer=0.5)[4].tolist()
-        == [OUT] * 3
-        + [
-            OPEN_OUT,
-            SURE,
-            OPEN_OUT,
-        ]
-        + [OUT] * 3
-    )
+    row = trimap(disc((9, 9), (4, 4), 0), inner=0.3, outer=0.5)[4].tolist()
+    assert row == [OUT, OUT, OUT, OPEN_OUT, SURE, OPEN_OUT, OUT, OUT, OUT]
 
 
 def test_the_border_of_the_image_is_no_outline():
@@ -346,18 +337,6 @@ def test_the_same_prompt_gives_the_same_mask_whatever_ran_before(refiner, seed):
         np.testing.assert_array_equal(first.low_res_logits, again.low_res_logits)
 
 
-def test_inputs_are_left_as_they_were(refiner):
-    truth = disc((90, 120), (60, 45), 20)
-    image = picture(truth)
-    mask, pixels = truth.astype(np.float32), image.copy()
-    embedding = refiner.embed(image)
-    kept = embedding.pixels.copy()
-    refiner.refine(embedding, Prompt(mask=mask, points=[[3, 3]], labels=[0], box=(20, 10, 90, 80)))
-    np.testing.assert_array_equal(image, pixels)
-    np.testing.assert_array_equal(embedding.pixels, kept)
-    np.testing.assert_array_equal(mask, truth)
-
-
 def test_an_embedding_comes_back_from_its_file(refiner, tmp_path):
     truth = disc((300, 420), (200, 150), 50)
     embedding = refiner.embed(picture(truth))
@@ -392,11 +371,7 @@ LESION = disc((90, 120), (60, 45), 20)
         (Prompt(points=[[60, 45]]), "the prompt has point: "),
         (Prompt(box=(40, 25, 81, 66), points=[[60, 45]]), "the prompt has box and point: "),
         (Prompt(mask_logits=np.ones((64, 64))), "the prompt has mask_logits"),
-        (Prompt(mask=np.zeros((90, 120), bool)), "empty"),
-        (Prompt(mask=LESION.T), r"\(120, 90\).*\(90, 120\)"),
-        (Prompt(mask=LESION * 255), "0, 1"),
         (Prompt(mask=LESION, box=(0, 0, 10, 10)), "one lesion"),
-        (Prompt(mask=LESION, points=[[120, 45]]), "outside the image of 120 x 90"),
         (Prompt(mask=disc((90, 120), (60, 45), 1), points=[[60, 45]], labels=[0]), "cover"),
     ],
 )
@@ -404,20 +379,6 @@ def test_prompts_that_cannot_work_are_refused_with_the_reason(refiner, prompt, c
     embedding = refiner.embed(picture(LESION))
     with pytest.raises(PromptError, match=complaint):
         refiner.refine(embedding, prompt)
-
-
-@pytest.mark.parametrize(
-    "image",
-    [
-        np.zeros((8, 8), np.uint8),
-        np.zeros((8, 8, 4), np.uint8),
-        np.zeros((8, 8, 3), np.float32),
-        np.zeros((0, 8, 3), np.uint8),
-    ],
-)
-def test_what_is_no_rgb_image_is_refused(refiner, image):
-    with pytest.raises(UltraRefinerError, match="uint8"):
-        refiner.embed(image)
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_class_indices_are_refused_even_when_one_is_bright(tmp_path):
         read_gray_mask(save(tmp_path / "m.png", pixels))
 
 
-@pytest.mark.parametrize("value", [1, 2, 3, 15, 85, 100, 120, 200, 240, 253, 254])
+@pytest.mark.parametrize("value", [1, 2, 3, 15, 85, 100, 120, 200, 240])
 @pytest.mark.parametrize("shape", ["second lesion", "4x4 block", "band", "inside"])
 def test_a_third_value_is_refused_wherever_it_is(tmp_path, value, shape):
     lesion = np.where(disc(200, 240) >= 128, 255, 0).astype(np.uint8)

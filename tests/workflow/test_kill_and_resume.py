@@ -41,8 +41,8 @@ def training_process(snakemake):
     return None
 
 
-def kill_in_the_middle(folder, how):
-    """Start the training, kill its process after some epochs, and wait for Snakemake's end."""
+def start(folder):
+    """Start Snakemake and return it with its training process, once an epoch is saved."""
     history = (folder / MODEL).parent / "resume" / "state.pt"
     run = subprocess.Popen(
         snakemake_command(folder, targets=(MODEL,)),
@@ -56,11 +56,17 @@ def kill_in_the_middle(folder, how):
         time.sleep(0.02)
     process = training_process(run)
     assert process is not None
+    return run, process
+
+
+def kill_in_the_middle(folder, how):
+    """Start the training, kill its process after some epochs, and wait for Snakemake's end."""
+    run, process = start(folder)
     process.send_signal(how)
     run.communicate(timeout=120)
     assert run.returncode != 0
     assert not (folder / MODEL).exists()
-    assert history.exists()
+    assert ((folder / MODEL).parent / "resume" / "state.pt").exists()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
@@ -89,3 +95,21 @@ def test_another_learning_rate_starts_over_and_says_why(prepared, tmp_path):
     assert "0.002" in log and "0.004" in log
     history = ((tmp_path / MODEL).parent / "history.csv").read_text().splitlines()
     assert len(history) == 3
+
+
+def test_a_training_that_outlived_its_snakemake_is_named_and_not_disturbed(prepared, tmp_path):
+    _, weights = prepared
+    write_study(tmp_path, LONG)
+    run, orphan = start(tmp_path)
+    orphan.suspend()
+    run.kill()
+    run.wait(timeout=60)  # its output stays open in the orphan's hands
+    run_snakemake(tmp_path, "--unlock")
+    output = run_snakemake(tmp_path, targets=(MODEL,), ok=False)
+    assert f"process {orphan.pid} on" in output
+    assert "Wait for it or stop it" in output
+    orphan.kill()
+    run.stdout.close()
+    run_snakemake(tmp_path, targets=(MODEL,))
+    assert "resuming after epoch" in (tmp_path / LOG).read_text()
+    assert (tmp_path / MODEL).read_bytes() == weights

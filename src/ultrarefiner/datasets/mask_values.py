@@ -85,13 +85,16 @@ def _flat_values(gray: np.ndarray, counts: np.ndarray) -> list[int]:
 
     middle = [value for value in inner if _BETWEEN[0] <= value <= _BETWEEN[1]]
     beyond = [value for value in inner if _OFFSET < value < 255 - _OFFSET]
-    found = flat(middle, _SIDE) | flat(beyond, _SIDE_FAINT)
+    # The most frequent gray near black or white is background or lesion, shifted by compression.
+    dark, bright = int(counts[: _BETWEEN[0]].argmax()), int(counts[::-1][: _BETWEEN[0]].argmax())
+    modes = counts[dark], counts[255 - bright]
+    rare = [value for value in inner if counts[value] < modes[value >= THRESHOLD]]
+    found = flat(middle, _SIDE) | flat([v for v in beyond if v in rare], _SIDE_FAINT)
     if len(present) <= _FEW:
         found |= flat(beyond, _SIDE_FEW)
     if len(present) <= _FEWEST:
-        # Among so few grays 1 is a class, unless it is most of the background, shifted.
-        rare = [v for v in inner if counts[v] < counts[low if v < THRESHOLD else high]]
-        found |= flat(rare, _SIDE_FEW)
+        # 253 and 254 are lesion whatever they mean; 1 and 2 beside 0 are lesions to be lost.
+        found |= flat([value for value in rare if value <= _OFFSET], _SIDE_FEW)
     return sorted(found)
 
 
