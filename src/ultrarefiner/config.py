@@ -71,7 +71,9 @@ class SplitsConfig(Section):
     group: Literal["auto", "patient", "duplicates", "image"] = Field(
         "auto",
         description="What never crosses a fold. `auto`: the patient where the dataset tells it, "
-        "else the near-duplicate cluster, else the image.",
+        "else the near-duplicate cluster, else the image; equal pixels stay together. `patient`: "
+        "patients, joined where they share equal pixels. `duplicates`: equal pixels, and "
+        "near-duplicates where the patient is unknown; patients may cross. `image`: nothing.",
     )
     validation: float = Field(
         0.15, gt=0.0, lt=0.5, description="Share of the training groups kept for model selection."

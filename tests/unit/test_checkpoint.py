@@ -1,6 +1,7 @@
 """Guards checkpoints: they load whole or not at all, and never meet cases that they have seen."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -149,3 +150,12 @@ def test_a_leak_names_ten_cases_and_counts_the_rest(saved):
     assert "toy__00, toy__01" in message
     assert "toy__09 and 3 more" in message
     assert "toy__10" not in message
+
+
+def test_a_weights_file_follows_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_weights(tmp_path / "model.safetensors", {"weight": torch.ones(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640

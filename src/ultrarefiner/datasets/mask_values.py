@@ -24,7 +24,7 @@ _FEW, _FEWEST = 8, 4
 # Side of a flat square of gray that edges do not fill: in a drawing with few grays, in any mask,
 # and, near black and white, where wide edges run out slowly, in any mask.
 _SIDE_FEW, _SIDE, _SIDE_FAINT = 3, 5, 9
-# Share of the image between dark and bright: masks at most 0.14, ultrasound images from 0.50.
+# Share of the image between dark and bright: masks at most 0.14, ultrasound images from 0.46.
 _MAX_SHARE = 0.3
 # The same pixels for each pixel of contour and of lesion: a mask exceeds one of them at most,
 # being either wide in its edges and large (an enlarged mask) or small (a compressed one). Fewer
