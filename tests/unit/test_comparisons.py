@@ -54,6 +54,25 @@ def test_comparison_of_groups_takes_the_mean_of_each(tmp_path):
     assert float(row["group_wilcoxon_p"]) == pytest.approx(expected)
 
 
+def test_the_test_over_groups_is_corrected_within_the_same_family(tmp_path):
+    summarise(tmp_path, make_tables(tmp_path))
+    rows = compare(tmp_path, reference="grabcut-oracle_box")
+    rows = [row for row in rows if row["metric"] == "dice"]
+    assert len(rows) == 2
+    plain = [float(row["group_wilcoxon_p"]) for row in rows]
+    assert [float(row["group_holm_p"]) for row in rows] == pytest.approx(list(holm(plain)))
+    assert [row["group_holm_p"] for row in rows] != [row["holm_p"] for row in rows]
+
+
+def test_the_seed_of_the_report_reaches_the_intervals(tmp_path):
+    summarise(tmp_path, make_tables(tmp_path))
+    ends = {
+        pick(compare(tmp_path, seed=seed), method="grabcut-mask", metric="dice")["ci_low"]
+        for seed in (0, 0, 1)
+    }
+    assert len(ends) == 2
+
+
 def test_interval_of_the_difference_is_paired(tmp_path):
     # The method is better by exactly 1/8 on each case, though the cases differ widely.
     tables = make_tables(tmp_path, methods=("transunet", "grabcut-mask"))

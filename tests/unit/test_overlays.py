@@ -169,11 +169,15 @@ def test_without_refined_methods_the_coarse_one_is_shown(study, tmp_path):
 def test_no_case_is_shown_twice(total, expected):
     dice = [1 - i / total for i in range(total)]
     cases = [f"case{i}" for i in range(total)]
-    rows = pd.DataFrame({"case": cases, "dice": dice}).sample(frac=1.0, random_state=0)
+    # An image without a lesion scores 1 for an empty mask; it is no case to look at.
+    rows = pd.DataFrame({"case": [*cases, "normal"], "dice": [*dice, 1.0]})
+    rows["empty_truth"] = rows["case"].eq("normal")
+    rows = rows.sample(frac=1.0, random_state=0)
     picked = rank_cases(rows, 5)
     assert len({row["case"] for _, _, row in picked}) == len(picked)
     shown = [f"{rank} {int(10 * row['dice'] + 1e-9) / 10}" for rank, _, row in picked]
     assert shown == expected
+    assert "normal" not in {row["case"] for _, _, row in picked}
 
 
 def test_prompts_are_told_in_words():

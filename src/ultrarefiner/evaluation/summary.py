@@ -32,7 +32,7 @@ COMPARISON_COLUMNS = [
     *("dataset", "method", "reference", "oracle", "metric", "n"),
     *("mean_method", "mean_reference", "mean_difference", "ci_low", "ci_high"),
     *("wilcoxon_p", "holm_p", "better", "worse", "equal", "rank_biserial"),
-    *("groups", "group_wilcoxon_p"),
+    *("groups", "group_wilcoxon_p", "group_holm_p"),
 ]
 # Lower ends of the share of the image that the lesion covers. Fixed, so that "small" means the
 # same in every dataset and study; breast lesions on ultrasound cover about 1 to 30 %.
@@ -256,8 +256,9 @@ def compare_methods(
     - ``better, worse, equal``: cases on which the method is better (higher for Dice, lower for a
       distance), worse, equal;
     - ``rank_biserial``: effect size, of the sign of the difference;
-    - ``groups, group_wilcoxon_p``: number of groups, and the test over the mean difference of each
-      group: the one to quote when groups hold several images, for these are not independent.
+    - ``groups, group_wilcoxon_p, group_holm_p``: number of groups, and the test over the mean
+      difference of each group, plain and corrected within the same family: the ones to quote when
+      groups hold several images, for these are not independent.
 
     Args:
         scores: The study's score table.
@@ -333,6 +334,10 @@ def _compare_on(
     for metric in COMPARED:
         for oracle in (False, True):
             family = [row for row in rows if row["metric"] == metric and row["oracle"] is oracle]
-            for row, p in zip(family, holm([row["wilcoxon_p"] for row in family]), strict=True):
-                row["holm_p"] = float(p)
+            for plain_p, corrected in (
+                ("wilcoxon_p", "holm_p"),
+                ("group_wilcoxon_p", "group_holm_p"),
+            ):
+                for row, p in zip(family, holm([row[plain_p] for row in family]), strict=True):
+                    row[corrected] = float(p)
     return [{name: plain(row[name]) for name in COMPARISON_COLUMNS} for row in rows]

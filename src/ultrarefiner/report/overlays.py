@@ -125,7 +125,7 @@ def draw_overlays(
 
 
 def rank_cases(rows: pd.DataFrame, count: int) -> list[tuple[str, int, pd.Series]]:
-    """Return (rank, number within the rank, row) of the cases to show, by falling Dice.
+    """Return (rank, number within the rank, row) of the lesions to show, by falling Dice.
 
     At most a third of the cases goes to each rank, so that no case is shown twice; the worst come
     worst first.
@@ -134,6 +134,9 @@ def rank_cases(rows: pd.DataFrame, count: int) -> list[tuple[str, int, pd.Series
         rows: Scores of one method on one dataset.
         count: Cases of each rank, at most.
     """
+    # A mask of an image without a lesion is right or wrong as a whole; there is nothing to look at.
+    with_lesion = rows[~rows["empty_truth"]]
+    rows = rows if with_lesion.empty else with_lesion
     ordered = rows.sort_values(["dice", "case"], ascending=[False, True], ignore_index=True)
     total = len(ordered)
     each = min(count, max(1, total // 3))

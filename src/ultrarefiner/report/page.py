@@ -31,7 +31,7 @@ from ultrarefiner.report.tables import (
     read_scores,
     read_table,
 )
-from ultrarefiner.report.words import caution, find
+from ultrarefiner.report.words import by_image, caution, find
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,7 @@ def write_report(
         cards=[_card(path) for path in cards],
         provenance=_provenance(provenance),
         config=_yaml(provenance.get("config")),
+        by_image=by_image(provenance),
         sizes={name: f"{100.0 * least:g} %" for name, least in SIZES.items()},
     )
     write_text(output, page)

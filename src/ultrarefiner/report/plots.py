@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ultrarefiner.io import atomic_directory, item_seed
 from ultrarefiner.report.tables import (
@@ -135,22 +136,19 @@ def draw_boxes(rows: pd.DataFrame, methods: list[Method]) -> Figure:
         mine = rows[rows["method"].eq(method.name)]
         dice = mine["dice"].to_numpy(float)
         colour = COLOURS[method.kind]
-        axes.boxplot(
+        drawn = axes.boxplot(
             dice,
             positions=[position],
             orientation="horizontal",
             widths=0.56,
             showfliers=False,
             patch_artist=True,
-            boxprops={
-                "facecolor": f"{colour}30",
-                "edgecolor": colour,
-                "linestyle": "--" if method.oracle else "-",
-            },
+            boxprops={"facecolor": f"{colour}30", "edgecolor": colour},
             medianprops={"color": colour, "linewidth": 2.2},
             whiskerprops={"color": colour},
             capprops={"color": colour},
         )
+        drawn["boxes"][0].set_linestyle("--" if method.oracle else "-")
         # The height of a dot has no meaning; it comes from the case, so it never changes.
         jitter = [item_seed("jitter", case) / 2**63 - 0.5 for case in mine["case"]]
         axes.scatter(
@@ -276,6 +274,8 @@ def draw_curves(histories: list[Mapping[str, Any]]) -> Figure:
                 )
         left.set_title(f"{model}: training loss")
         right.set_title(f"{model}: validation Dice (star: epoch kept)")
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set_xlabel("Epoch")
         right.set_xlabel("Epoch")
         left.set_ylim(bottom=0.0)

@@ -11,6 +11,7 @@ import pandas as pd
 from ultrarefiner.evaluation.metrics import METRICS
 from ultrarefiner.evaluation.summary import SIZES
 from ultrarefiner.report.tables import Method, fixed, p_value, signed
+from ultrarefiner.report.words import quoted_p
 
 # The metrics of the leading table and their decimals.
 _SHOWN = {"dice": 3, "iou": 3, "hd95_px": 1, "hd95_mm": 2, "nsd": 3}
@@ -181,11 +182,9 @@ def _difference_cells(
     if width > 0.0 and all(map(math.isfinite, (low, middle, high))):
         values = (0.0, low, middle, high)
         bar = tuple(round(3.0 + 94.0 * (value - reach[0]) / width, 2) for value in values)
-    p = float(row["holm_p"])
-    # Where groups hold several images, the test over groups is the one to quote.
-    grouped = float(row.get("groups", math.inf)) < float(row["n"])
-    by_group = f"by group {p_value(row['group_wilcoxon_p'])}" if grouped else ""
-    return [Cell(signed(middle), middle, _interval(row), bar=bar), Cell(p_value(p), p, by_group)]
+    p, tested = quoted_p(row)
+    note = "over groups" if "groups" in tested else ""
+    return [Cell(signed(middle), middle, _interval(row), bar=bar), Cell(p_value(p), p, note)]
 
 
 def fold_table(numbers: Numbers, methods: list[Method]) -> Table:

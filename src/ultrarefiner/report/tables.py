@@ -80,7 +80,7 @@ _NUMBERS = (
     *("dice", "iou", "hd95_px", "hd95_mm", "assd_px", "nsd", "precision", "recall", "area_share"),
     *("n", "mean", "std", "median", "ci_low", "ci_high", "misses", "false_positives"),
     *("mean_method", "mean_reference", "mean_difference", "holm_p"),
-    *("groups", "group_wilcoxon_p"),
+    *("groups", "group_holm_p"),
     *("epoch", "train_loss", "val_dice"),
 )
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}

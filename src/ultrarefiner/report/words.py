@@ -82,14 +82,15 @@ def find(scores: pd.DataFrame, comparisons: pd.DataFrame, reference: str) -> lis
 
 
 def _finding(name: str, row: pd.Series, tried: int) -> Finding:
-    low, high, p = float(row["ci_low"]), float(row["ci_high"]), float(row["holm_p"])
+    low, high = float(row["ci_low"]), float(row["ci_high"])
+    p, tested = quoted_p(row)
     excludes = low > 0.0 or high < 0.0
     rejects = p < _ALPHA
     up = float(row["mean_difference"]) > 0.0
     before, after = fixed(row["mean_reference"]), fixed(row["mean_method"])
     numbers = (
         f"paired difference {signed(row['mean_difference'])}, 95 % CI {fixed(low)} to "
-        f"{fixed(high)}, Holm p {_equals(p)}, {int(row['n'])} cases"
+        f"{fixed(high)}, Holm p {_equals(p)}, {tested}"
     )
     subject = f"Refining {row['reference']} with {row['method']}"
     if excludes and rejects:
@@ -113,11 +114,6 @@ def _finding(name: str, row: pd.Series, tried: int) -> Finding:
             f"{subject} did not clearly change mean Dice on {name}: {before} before, {after} "
             f"after ({numbers}); {why}."
         )
-    if float(row.get("groups", math.inf)) < float(row["n"]):
-        sentence += (
-            f" Over its {row['groups']:g} groups, some of which hold several images, the same test "
-            f"gives p {_equals(float(row['group_wilcoxon_p']))}."
-        )
     if tried > 1:
         sentence += f" It is the best of {tried} refined methods on these same cases."
     return Finding(
@@ -129,6 +125,17 @@ def _finding(name: str, row: pd.Series, tried: int) -> Finding:
         f"{signed(row['mean_difference'])} [{fixed(low)}, {fixed(high)}]",
         sentence,
     )
+
+
+def quoted_p(row: Mapping[str, Any]) -> tuple[float, str]:
+    """Return the corrected p to quote for a comparison, and what it was tested over.
+
+    Where groups hold several images these are not independent, and the test over groups counts.
+    """
+    groups, cases = float(row.get("groups", math.inf)), float(row["n"])
+    if groups < cases:
+        return float(row["group_holm_p"]), f"{groups:g} groups of {cases:g} cases"
+    return float(row["holm_p"]), f"{cases:g} cases"
 
 
 def _equals(p: float) -> str:
@@ -206,10 +213,15 @@ def _selection(scores: pd.DataFrame) -> list[Caution]:
     ]
 
 
-def _by_image(provenance: Mapping[str, Any]) -> list[Caution]:
+def by_image(provenance: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the configuration for which folds were made by image; none: by group."""
     splits = (provenance.get("config") or {}).get("splits") or {}
     asked = {"splits.group": "image", "splits.protocol": "seed"}
-    keys = [f"{key}: {value}" for key, value in asked.items() if splits.get(key[7:]) == value]
+    return [f"{key}: {value}" for key, value in asked.items() if splits.get(key[7:]) == value]
+
+
+def _by_image(provenance: Mapping[str, Any]) -> list[Caution]:
+    keys = by_image(provenance)
     if not keys:
         return []
     return [

@@ -278,8 +278,9 @@ def train_coarse(
             "config": config.model_dump(mode="json"),
             "metrics": {"epoch": result.best_epoch, **result.metrics},
             "selection": selection,
-            "trained_on": roles["train"],
-            "selected_on": roles["validation"],
+            # What was read, not what was asked for: the leak guard relies on it.
+            "trained_on": list(train.cases),
+            "selected_on": list(validation.cases),
             "parents": parents,
             "weights_sha256": file_sha256(model),
             "licence": _licence(dataset, parents),
