@@ -1,5 +1,6 @@
 """Guards coarse models: no leak, masks at original size, the same numbers however they are made."""
 
+import dataclasses
 import json
 
 import cv2
@@ -8,12 +9,12 @@ import pytest
 import torch
 
 from tests.training_fixture import make_study, outputs, tiny_config, train, write_case, write_splits
-from ultrarefiner.config import AugmentConfig
+from ultrarefiner.config import AugmentConfig, CoarseConfig
 from ultrarefiner.errors import ConfigError, LeakError, SplitError, WeightsError
 from ultrarefiner.images import read_gray, read_mask
 from ultrarefiner.io import file_sha256, read_rows
 from ultrarefiner.training.checkpoint import load_model
-from ultrarefiner.training.coarse import CoarseTask, enlarge, predict, predict_coarse
+from ultrarefiner.training.coarse import CoarseTask, _settings, enlarge, predict, predict_coarse
 from ultrarefiner.training.data import (
     CoarseData,
     TrainingBatches,
@@ -73,6 +74,30 @@ def test_card_says_what_made_the_model_and_what_it_has_seen(study, trained):
     kept = trained / "resume" / f"best-{card['metrics']['epoch']:05d}.safetensors"
     assert kept.samefile(trained / "model.safetensors")
     assert (trained / "resume" / "state.pt").stat().st_size < 10_000
+
+
+def test_every_key_of_the_config_reaches_the_engine(tmp_path):
+    config = CoarseConfig(
+        epochs=7, lr=0.3, optimizer="adamw", momentum=0.1, weight_decay=0.2, power=0.4,
+        grad_clip=0.5, accumulate=3, precision="bf16-mixed", validate_every=2, seed=5,
+        tensorboard=True,
+    )  # fmt: skip
+    given = dataclasses.asdict(_settings(config, "cpu", tmp_path))
+    shared = set(given) & set(CoarseConfig.model_fields) - {"tensorboard"}
+    assert len(shared) >= 11
+    assert {key: given[key] for key in shared} == {key: getattr(config, key) for key in shared}
+    assert given["tensorboard"] == tmp_path
+    assert _settings(CoarseConfig(), "cpu", tmp_path).tensorboard is None
+
+
+def test_probabilities_are_enlarged_and_only_then_thresholded(study, trained):
+    net, card = load_model(trained / "model.safetensors", trained / "card.json")
+    data = CoarseData.read(study[0], card["trained_on"], 32)
+    for one in predict(net, data, 4):
+        soft = one.logits.softmax(0)[1].numpy()
+        np.testing.assert_allclose(one.probability, enlarge(soft, *one.mask.shape), atol=1e-6)
+        assert np.array_equal(one.mask, one.probability >= 0.5)
+        assert len(np.unique(one.probability)) > 2
 
 
 def test_the_written_model_has_the_metrics_of_its_card(study, trained):

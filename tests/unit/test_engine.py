@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ultrarefiner.errors import UltraRefinerError
+from ultrarefiner.errors import ConfigError, UltraRefinerError
 from ultrarefiner.io import read_rows
 from ultrarefiner.training.counts import confusion_counts, mean_measures
 from ultrarefiner.training.engine import (
@@ -175,6 +175,11 @@ def test_mixed_precision_trains_and_keeps_float32_weights(tmp_path):
     result = run(task, tmp_path, epochs=20, lr=0.5, precision="bf16-mixed")
     assert result.metrics["dice"] > 0.9
     assert weights(task).dtype == torch.float32
+
+
+def test_half_precision_without_a_gpu_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"16-mixed needs a CUDA GPU.*bf16-mixed"):
+        run(ConvTask([4]), tmp_path, precision="16-mixed")
 
 
 def test_tensorboard_events_are_written_when_asked(tmp_path):

@@ -30,7 +30,7 @@ kill = lambda number: os.kill(os.getpid(), number)
 class AskToStopAfterEpoch2(logging.Handler):
     def emit(self, record):
         if "EPOCH 2/" in record.getMessage():
-            kill(signal.SIGTERM)
+            kill(getattr(signal, how))
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 if how == "SIGKILL":
@@ -62,7 +62,11 @@ def unbroken(study, tmp_path_factory):
 
 def die(study, folder, how):
     """Start a training that dies in its third epoch; return its status and what it said."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-c", CHILD, str(study[0].parent), str(folder), how]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=120, check=False
@@ -79,12 +83,12 @@ def same_result(folder, expected):
     return weights[0] == weights[1] and histories[0] == histories[1] and cards[0] == cards[1]
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGKILL"])
 def test_a_killed_training_ends_where_an_unbroken_one_does(study, unbroken, tmp_path, caplog, how):
     folder = tmp_path / "model"
     status, said = die(study, folder, how)
-    assert status == (143 if how == "SIGTERM" else -signal.SIGKILL), said
-    assert ("stopped by SIGTERM" in said) == (how == "SIGTERM")
+    assert status == {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -signal.SIGKILL}[how], said
+    assert (f"stopped by {how}" in said) == (how != "SIGKILL")
     assert not (folder / "model.safetensors").exists()
     assert not (folder / "card.json").exists()
     assert len(read_rows(folder / "history.csv")) == 2
