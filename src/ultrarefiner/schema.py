@@ -24,7 +24,7 @@ def schema_text() -> str:
     """Return the JSON schema of a study, as YAML."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     schema |= StudyConfig.model_json_schema()
-    return "# Generated from src/ultrarefiner/config.py by `make generate`; do not edit.\n" + (
+    return "# Generated from src/ultrarefiner/config by `make generate`; do not edit.\n" + (
         yaml.safe_dump(schema, sort_keys=False, allow_unicode=True, width=100)
     )
 

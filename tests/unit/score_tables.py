@@ -65,6 +65,20 @@ def compare(folder, **options):
     return read_rows(folder / "comparisons.csv")
 
 
+def group_bootstrap(values, groups, statistic=np.mean, n=2000, seed=0):
+    """Return the 95 % interval of a statistic over samples of whole groups, as the book has it."""
+    parts = [
+        [v for v, g in zip(values, groups, strict=True) if g == name]
+        for name in sorted(set(groups))
+    ]
+    rng = np.random.default_rng(seed)
+    samples = []
+    for _ in range(n):
+        drawn = rng.integers(0, len(parts), len(parts))
+        samples.append(statistic(np.concatenate([parts[i] for i in drawn])))
+    return np.percentile(samples, 2.5), np.percentile(samples, 97.5)
+
+
 def pick(rows, **cells):
     found = [row for row in rows if all(row[name] == str(cell) for name, cell in cells.items())]
     assert len(found) == 1, f"{cells}: {len(found)} rows"

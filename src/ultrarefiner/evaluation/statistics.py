@@ -6,7 +6,7 @@ clusters), never single images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import rankdata, wilcoxon
@@ -84,53 +84,6 @@ def percentile_interval(
         ends[:, known] = np.nanpercentile(flat[:, known], [outside, 100 - outside], axis=0)
     low, high = ends.reshape(2, *samples.shape[1:])
     return low, high
-
-
-def cluster_bootstrap(
-    values: np.ndarray,
-    groups: Sequence[str],
-    statistic: Callable[[np.ndarray], float] = np.mean,
-    n: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a statistic, resampling whole groups.
-
-    The result depends on the set of values and groups and on the seed, not on their order.
-
-    Args:
-        values: Float (N,).
-        groups: Group of each value, (N,).
-        statistic: Function of a 1-D array; the mean is computed for all samples at once.
-        n: Samples.
-        seed: Seed of the draws.
-        confidence: Share of the samples inside the interval, in (0, 1).
-
-    Returns:
-        Low and high end; NaN when there are fewer than two groups.
-
-    Raises:
-        ValueError: The numbers of values and groups differ, there are none, or the confidence is
-            out of range.
-    """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence {confidence} is not between 0 and 1")
-    values = np.asarray(values, dtype=np.float64)
-    samples = bootstrap_means(values, groups, n if statistic is np.mean else 1, seed)
-    if statistic is not np.mean and not np.isnan(samples).all():
-        table, numbers = _group_rows(values[:, None], groups)
-        parts = np.split(table[:, 0], np.flatnonzero(np.diff(numbers)) + 1)
-        rng = np.random.default_rng(seed)
-        samples = np.array(
-            [
-                statistic(
-                    np.concatenate([parts[i] for i in rng.integers(0, len(parts), len(parts))])
-                )
-                for _ in range(n)
-            ]
-        )
-    low, high = percentile_interval(samples, confidence)
-    return float(low), float(high)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

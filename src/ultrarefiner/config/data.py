@@ -1,0 +1,93 @@
+"""Sections about images: datasets, phantoms and folds."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ultrarefiner.config.base import Section
+
+
+class PhantomConfig(Section):
+    """Synthetic ultrasound, written in the layout of the dataset, instead of real files."""
+
+    cases: int = Field(48, ge=4, description="Images with a lesion.")
+    size: int = Field(
+        192, ge=48, le=1024, description="Typical image height in pixels (stu: always 128)."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the generator.")
+    odd_cases: bool = Field(
+        True, description="Include the odd files of the real dataset (modes, sizes, several masks)."
+    )
+
+
+class DatasetConfig(Section):
+    """One dataset: a folder of files as downloaded, or phantoms."""
+
+    root: str | None = Field(
+        None, min_length=1, description="Folder of the dataset as downloaded; only read."
+    )
+    phantom: PhantomConfig | None = Field(None, description="Make phantoms instead of `root`.")
+    layout: str | None = Field(
+        None, description="Layout of the folder; the dataset's own name when absent."
+    )
+    folds: Literal["made", "published"] = Field(
+        "made", description="`published` takes the dataset's own folds (busbra: 5 or 10)."
+    )
+    include_empty: bool = Field(
+        False, description="Keep images without a lesion (BUSI normal/, blank masks)."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DatasetConfig:
+        if (self.root is None) == (self.phantom is None):
+            raise ValueError("give either `root` (a folder) or `phantom` (synthetic images)")
+        return self
+
+
+class SplitsConfig(Section):
+    """Who is in which fold; decided once, for every method."""
+
+    folds: int = Field(5, ge=2, le=20, description="Outer folds.")
+    run: Literal["all"] | list[int] = Field(
+        "all", description="Folds to run; `[0]` for a quick look."
+    )
+    group: Literal["auto", "patient", "duplicates", "image"] = Field(
+        "auto",
+        description="What never crosses a fold. `auto`: the patient where the dataset tells it, "
+        "else the near-duplicate cluster, else the image; equal pixels stay together. `patient`: "
+        "patients, joined where they share equal pixels. `duplicates`: equal pixels, and "
+        "near-duplicates where the patient is unknown; patients may cross. `image`: nothing.",
+    )
+    validation: float = Field(
+        0.15, gt=0.0, lt=0.5, description="Share of the training groups kept for model selection."
+    )
+    holdout: float = Field(
+        0.0, ge=0.0, lt=0.5, description="Share of groups kept out of every fold; not scored."
+    )
+    seed: int = Field(123, ge=0, description="Seed of the folds.")
+    protocol: Literal["nested", "seed"] = Field(
+        "nested",
+        description="`nested` selects on validation and reports on test; `seed` is the original "
+        "KFold with validation = test, and its rows say so.",
+    )
+
+    @model_validator(mode="after")
+    def _folds_exist(self) -> SplitsConfig:
+        if self.run != "all":
+            wrong = [fold for fold in self.run if not 0 <= fold < self.folds]
+            if wrong or not self.run:
+                raise ValueError(f"run: {self.run} must name folds from 0 to {self.folds - 1}")
+        return self
+
+    def recipe(self) -> dict[str, Any]:
+        """Return what the folds depend on: not which of them run, nor keys without effect."""
+        return self.model_dump(
+            exclude={"run", "validation"} if self.protocol == "seed" else {"run"}
+        )
+
+    @property
+    def run_folds(self) -> list[int]:
+        """The folds to run, ascending."""
+        return list(range(self.folds)) if self.run == "all" else sorted(set(self.run))

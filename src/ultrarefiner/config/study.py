@@ -1,0 +1,129 @@
+"""The whole study, and the words in which its errors are told."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from ultrarefiner.config.base import NAME, Section
+from ultrarefiner.config.data import DatasetConfig, SplitsConfig
+from ultrarefiner.config.prompting import PromptConfig, RefinerConfig
+from ultrarefiner.config.training import CoarseConfig
+from ultrarefiner.errors import ConfigError
+
+
+class CompareConfig(Section):
+    """The methods of the study: what is computed, scored and reported."""
+
+    coarse: list[str] = Field(
+        min_length=1, description="Coarse models; the first one gives the prompts."
+    )
+    refine: dict[str, list[str]] = Field(
+        default_factory=dict, description="Refiner: the prompt modes it runs with."
+    )
+
+
+class ReportConfig(Section):
+    """What the report shows and how sure it says it is."""
+
+    title: str = Field("UltraRefiner study", description="Title of the report.")
+    gallery: int = Field(3, ge=1, le=20, description="Best, median and worst cases, each so many.")
+    bootstrap: int = Field(2000, ge=200, description="Resamples of the confidence intervals.")
+    seed: int = Field(0, ge=0, description="Seed of the resampling.")
+
+
+class StudyConfig(Section):
+    """One study."""
+
+    run: str = Field("main", description="Name of the run; results go to results/{run}/.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="Where models run; `auto` takes a GPU when there is one."
+    )
+    datasets: dict[str, DatasetConfig] = Field(min_length=1, description="Datasets by name.")
+    splits: SplitsConfig = Field(SplitsConfig(), description="Folds.")
+    coarse: dict[str, CoarseConfig] = Field(min_length=1, description="Coarse models by name.")
+    prompts: dict[str, PromptConfig] = Field(default_factory=dict, description="Prompt modes.")
+    refiners: dict[str, RefinerConfig] = Field(default_factory=dict, description="Refiners.")
+    compare: CompareConfig = Field(description="Methods to compare.")
+    report: ReportConfig = Field(ReportConfig(), description="Report.")
+
+    @field_validator("run")
+    @classmethod
+    def _run_is_a_folder_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
+            raise ValueError(f"'{value}' is not a plain folder name (letters, digits, _ . -)")
+        return value
+
+    @model_validator(mode="after")
+    def _names_are_plain(self) -> StudyConfig:
+        for section in ("datasets", "coarse", "prompts", "refiners"):
+            for name in getattr(self, section):
+                if not NAME.fullmatch(name):
+                    raise ValueError(
+                        f"{section}: '{name}' must be lower-case letters and digits, words joined "
+                        "by single underscores (it becomes a folder name)"
+                    )
+        for name in ("report", "logs", "benchmarks"):
+            if name in self.datasets:
+                raise ValueError(
+                    f"datasets: '{name}' is a folder of every run; choose another name"
+                )
+        return self
+
+
+def _nearest(word: str, words: list[str]) -> str:
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """Return the keys that the section at ``location`` of a study takes."""
+    model: Any = StudyConfig
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is not None:
+            model = field.annotation
+        args = [a for a in getattr(model, "__args__", ()) if isinstance(a, type)]
+        sections = [a for a in args if issubclass(a, BaseModel)]
+        model = sections[0] if sections else model
+    return list(getattr(model, "model_fields", {}))
+
+
+def _explain(error: Any) -> str:
+    location = error["loc"]
+    where = ".".join(str(part) for part in location) or "config"
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        return f"{where}: unknown key; known here: {', '.join(known)}.{_nearest(str(location[-1]), known)}"
+    if error["type"] == "literal_error":
+        expected = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        return f"{where}: '{error['input']}' is not one of {', '.join(expected)}.{_nearest(str(error['input']), expected)}"
+    if error["type"] == "missing":
+        return f"{where}: missing; add it."
+    message = error["msg"].removeprefix("Value error, ")
+    given = (
+        ""
+        if isinstance(error["input"], Mapping) or error["type"] == "value_error"
+        else f" (got {error['input']!r})"
+    )
+    return f"{where}: {message}{given}"
+
+
+def load_config(values: Mapping[str, Any]) -> StudyConfig:
+    """Check a study's configuration.
+
+    Args:
+        values: The YAML file as nested dicts.
+
+    Raises:
+        ConfigError: A key is unknown, missing or out of range; the message lists them all.
+    """
+    try:
+        return StudyConfig.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise ConfigError("\n  - ".join(["the configuration has errors:", *lines])) from None
