@@ -2,17 +2,30 @@
 
 from ultrarefiner.config.base import NAME, Section
 from ultrarefiner.config.data import DatasetConfig, PhantomConfig, SplitsConfig
-from ultrarefiner.config.prompting import PromptConfig, RefinerConfig
+from ultrarefiner.config.prompting import (
+    NEGATIVE_REACH,
+    CropConfig,
+    EmbeddingsConfig,
+    NoiseConfig,
+    PromptConfig,
+    RefinerConfig,
+    WeightsConfig,
+    WindowRecipe,
+)
 from ultrarefiner.config.study import CompareConfig, ReportConfig, StudyConfig, load_config
 from ultrarefiner.config.training import AugmentConfig, CoarseConfig, LossConfig
 
 __all__ = [
     "NAME",
+    "NEGATIVE_REACH",
     "AugmentConfig",
     "CoarseConfig",
     "CompareConfig",
+    "CropConfig",
     "DatasetConfig",
+    "EmbeddingsConfig",
     "LossConfig",
+    "NoiseConfig",
     "PhantomConfig",
     "PromptConfig",
     "RefinerConfig",
@@ -20,5 +33,7 @@ __all__ = [
     "Section",
     "SplitsConfig",
     "StudyConfig",
+    "WeightsConfig",
+    "WindowRecipe",
     "load_config",
 ]

@@ -11,7 +11,12 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from ultrarefiner.config.base import NAME, Section
 from ultrarefiner.config.data import DatasetConfig, SplitsConfig
-from ultrarefiner.config.prompting import PromptConfig, RefinerConfig
+from ultrarefiner.config.prompting import (
+    EmbeddingsConfig,
+    PromptConfig,
+    RefinerConfig,
+    WeightsConfig,
+)
 from ultrarefiner.config.training import CoarseConfig
 from ultrarefiner.errors import ConfigError
 
@@ -49,6 +54,8 @@ class StudyConfig(Section):
     prompts: dict[str, PromptConfig] = Field(default_factory=dict, description="Prompt modes.")
     refiners: dict[str, RefinerConfig] = Field(default_factory=dict, description="Refiners.")
     compare: CompareConfig = Field(description="Methods to compare.")
+    embeddings: EmbeddingsConfig = Field(EmbeddingsConfig(), description="Shelf of embeddings.")
+    weights: WeightsConfig = Field(WeightsConfig(), description="Published weights.")
     report: ReportConfig = Field(ReportConfig(), description="Report.")
 
     @field_validator("run")

@@ -26,6 +26,7 @@ class RefinerFamily:
         needs_weights: Whether the family cannot run without a weights file.
         shelves_embeddings: Whether embedding is worth a file for each image.
         needs_mask: Why the family refuses prompts without a mask; empty when it takes them.
+        embedding_options: The options that change an embedding.
     """
 
     target: str
@@ -33,6 +34,7 @@ class RefinerFamily:
     needs_weights: bool = False
     shelves_embeddings: bool = False
     needs_mask: str = ""
+    embedding_options: tuple[str, ...] = ()
 
 
 REFINERS: Registry[RefinerFamily] = Registry(
@@ -50,6 +52,7 @@ REFINERS: Registry[RefinerFamily] = Registry(
             SamOptions,
             needs_weights=True,
             shelves_embeddings=True,
+            embedding_options=("precision",),
         ),
     },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,11 +25,14 @@ class Refinement:
         low_res_logits: float32 (h, w), positive inside; of one size for all prompts of an image. A
             model's are as its decoder gives them.
         score: The refiner's own estimate of its quality, in [0, 1] where it has one, else nan.
+        agreement: Mean IoU of this mask with those of moved copies of the prompt, in [0, 1]; nan
+            where no copies were made. Low values mark cases to look at.
     """
 
     mask: np.ndarray
     low_res_logits: np.ndarray
     score: float
+    agreement: float = float("nan")
 
 
 def require_image(image: np.ndarray) -> None:
@@ -125,14 +129,28 @@ class Refiner(ABC):
     def embed(self, image: np.ndarray) -> Embedding:
         """Take in a uint8 (H, W, 3) RGB image."""
 
+    def embed_batch(self, images: Sequence[np.ndarray]) -> list[Embedding]:
+        """Take in several images; a refiner on a GPU encodes them together."""
+        return [self.embed(image) for image in images]
+
+    @property
+    def batch_size(self) -> int:
+        """How many images ``embed_batch`` takes at a time, as the device's memory allows."""
+        return 1
+
     @abstractmethod
     def refine_one(self, embedding: Any, prompt: Prompt) -> Refinement:
         """Refine with one prompt, which ``refine`` has found to fit the image."""
 
+    def refine_each(self, embedding: Any, prompts: Sequence[Prompt]) -> list[Refinement]:
+        """Refine with each of several prompts of an image; a model decodes them together."""
+        return [self.refine_one(embedding, prompt) for prompt in prompts]
+
     def refine(self, embedding: Embedding, prompt: Prompt | list[Prompt]) -> Refinement:
         """Refine with one prompt, or with several whose masks are OR-ed.
 
-        Several: ``low_res_logits`` is the pixelwise maximum, ``score`` the mean.
+        Several: ``low_res_logits`` is the pixelwise maximum, ``score`` and ``agreement`` the
+        mean.
 
         Raises:
             PromptError: The prompt does not fit the image, or the refiner cannot use such a prompt.
@@ -148,11 +166,12 @@ class Refiner(ABC):
             raise PromptError("an empty list of prompts cannot be refined")
         for one in prompts:
             require_fit(one, embedding.image_hw)
-        parts = [self.refine_one(embedding, one) for one in prompts]
+        parts = self.refine_each(embedding, prompts)
         if len(parts) == 1:
             return parts[0]
         return Refinement(
             mask=np.logical_or.reduce([part.mask for part in parts]),
             low_res_logits=np.maximum.reduce([part.low_res_logits for part in parts]),
             score=float(np.mean([part.score for part in parts])),
+            agreement=float(np.mean([part.agreement for part in parts])),
         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ultrarefiner.config import Section
 
@@ -48,11 +48,105 @@ class GrabCutOptions(Section):
         return value
 
 
+class JitterOptions(Section):
+    """Moved copies of each prompt, whose agreement tells how sure the refined mask is."""
+
+    copies: int = Field(8, ge=2, le=64, description="Moved copies of the prompt.")
+    box: float = Field(
+        0.05, ge=0.0, le=0.45, description="Largest move of a box edge, as a share of its side."
+    )
+    point: float = Field(
+        0.05, ge=0.0, le=0.45, description="Largest move of a point, as a share of the box's side."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the moves.")
+
+
 class SamOptions(Section):
     """A segment-anything model."""
 
-    mask_choice: Literal["best", "single"] = Field(
+    mask_choice: Literal["best", "single", "union", "softmax"] = Field(
         "best",
         description="`best`: of the three masks the one with the highest predicted IoU; `single`: "
-        "the one-mask output.",
+        "the one-mask output; `union`: a pixel is lesion if one of the three says so; `softmax`: "
+        "the mean of the three logits, weighted by softmax(predicted IoU / temperature).",
     )
+    temperature: float = Field(0.1, gt=0.0, le=10.0, description="Of `mask_choice: softmax`.")
+    passes: int = Field(
+        1,
+        ge=1,
+        le=10,
+        description="Decoder passes; each gets the last one's logits as mask prompt.",
+    )
+    jitter: JitterOptions | None = Field(
+        None, description="Refine moved copies of the prompt too; their agreement is recorded."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Arithmetic of the image encoder; bfloat16 is faster and rounds."
+    )
+    compile: bool = Field(
+        False, description="Compile the image encoder; pays off from some hundred images on."
+    )
+
+    @model_validator(mode="after")
+    def _keys_have_an_effect(self) -> SamOptions:
+        if self.mask_choice != "softmax" and "temperature" in self.model_fields_set:
+            raise ValueError(f"temperature has no effect on mask_choice: {self.mask_choice}")
+        return self
+
+
+_COMPAT = {
+    "reference": {
+        "padding": "before",
+        "half_pixel": False,
+        "scale": "longest",
+        "threshold": "before",
+    },
+    "official": {
+        "padding": "after",
+        "half_pixel": True,
+        "scale": "per_axis",
+        "threshold": "before",
+    },
+}
+
+
+class UltraSamOptions(SamOptions):
+    """UltraSAM: its two passes, and the choices that its authors' pipelines make around it."""
+
+    passes: int = Field(
+        2,
+        ge=1,
+        le=10,
+        description="Decoder passes; UltraSAM's own are 2: a single mask, then the best of three.",
+    )
+    compat: Literal["reference", "official"] | None = Field(
+        None,
+        description="Preset of the four keys below: `reference`, the pipeline this project began "
+        "with; `official`, UltraSAM's own test pipeline. None: our choices.",
+    )
+    padding: Literal["after", "before"] = Field(
+        "after", description="Pad after the normalisation, with 0; or before it, with black."
+    )
+    half_pixel: bool = Field(True, description="Add 0.5 to scaled coordinates: pixel centres.")
+    scale: Literal["per_axis", "longest"] = Field(
+        "per_axis",
+        description="Scale of coordinates: new / old size of each axis, or 1024 / longest side.",
+    )
+    threshold: Literal["after", "before"] = Field(
+        "after",
+        description="Threshold logits after bringing them to the image's size; or before, at 256, "
+        "and count every pixel the interpolated mask touches.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        preset = _COMPAT.get(values.get("compat")) if isinstance(values, dict) else None
+        if preset is None:
+            return values
+        twice = sorted(preset.keys() & values.keys())
+        if twice:
+            raise ValueError(
+                f"compat: {values['compat']} sets {', '.join(twice)} itself; remove one or the other"
+            )
+        return values | preset
