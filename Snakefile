@@ -15,6 +15,7 @@ container: "resources/containers/ultrarefiner.sif"
 
 
 include: "rules/common.smk"
+include: "rules/weights.smk"
 include: "rules/prepare.smk"
 include: "rules/coarse.smk"
 include: "rules/refine.smk"

@@ -2,11 +2,11 @@
 
 import json
 import re
-from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
 from ultrarefiner.errors import ConfigError
+from ultrarefiner.models.weights import absent_files, name_of_file
 from ultrarefiner.study import folder_listing, load_study
 
 try:
@@ -24,6 +24,7 @@ CFG = STUDY.config
 RUN = CFG.run
 COARSE = [name for name in STUDY.methods if STUDY.methods[name].refiner is None]
 GPU = 0 if CFG.device == "cpu" else 1
+SHELF_MB = max(1, round(CFG.embeddings.limit_gb * 1000))
 LISTINGS = {name: folder_listing(row.root) for name, row in CFG.datasets.items()}
 
 
@@ -41,6 +42,7 @@ wildcard_constraints:
     refiner=any_of(CFG.refiners),
     method=any_of(STUDY.methods),
     weights=any_of(STUDY.embedders),
+    view=any_of(STUDY.views),
 
 
 def raw_input(wildcards):
@@ -71,22 +73,17 @@ def training_params(wildcards):
 
 
 def pretrained_weights(wildcards):
-    """Return the file that a model's training starts from, if it has one and it is there."""
-    row = CFG.coarse[wildcards.coarse]
-    return (
-        row.pretrained
-        if row.init != "random" and Path(row.pretrained).is_file()
-        else []
-    )
+    """Return the file that a model's training starts from, if it has one."""
+    return STUDY.pretrained_file(wildcards.coarse) or []
 
 
 def refiner_weights(wildcards):
-    """Return a refiner's weights file, if it has one and it is there."""
+    """Return a refiner's weights file, if it has one."""
     return STUDY.weights_file(wildcards.refiner) or []
 
 
 def embedder_weights(wildcards):
-    """Return the weights file that makes an embedding, if it is there."""
+    """Return the weights file that makes an embedding."""
     rows = (
         name for name in CFG.refiners if STUDY.embeddings_of(name) == wildcards.weights
     )
@@ -94,11 +91,10 @@ def embedder_weights(wildcards):
 
 
 def study_weights(wildcards):
-    """Return every weights file of the study that is there."""
+    """Return every weights file of the study."""
     files = [STUDY.weights_file(name) for name in CFG.compare.refine]
-    rows = [CFG.coarse[name] for name in COARSE]
-    files += [row.pretrained for row in rows if row.init != "random"]
-    return sorted({name for name in files if name and Path(name).is_file()})
+    files += [STUDY.pretrained_file(name) for name in COARSE]
+    return sorted({name for name in files if name})
 
 
 def prompt_masks(wildcards):
@@ -117,12 +113,31 @@ def soft_masks(wildcards):
     return f"{base}/probabilities/{STUDY.reference}/fold{wildcards.fold}"
 
 
-def embeddings_input(wildcards):
-    """Return the shelved embeddings of a refiner, if it has any."""
+def view_masks(wildcards):
+    """Return the masks around which a view is cut: the coarse shelf, the truth, or none."""
+    base = f"results/{wildcards.run}/{wildcards.dataset}"
+    view = STUDY.views[wildcards.view]
+    if view.window is None:
+        return []
+    if view.oracle:
+        return f"{base}/prepared/masks"
+    return f"{base}/masks/{STUDY.reference}/fold{wildcards.fold}"
+
+
+def view_window(wildcards):
+    """Return what the windows of a view depend on beside the masks; None for full images."""
+    window = STUDY.views[wildcards.view].window
+    return None if window is None else window.model_dump()
+
+
+def embeddings_index(wildcards):
+    """Return the index of the embeddings that a refiner uses in a prompt mode, if it has any."""
     name = STUDY.embeddings_of(wildcards.refiner)
     if name is None:
         return []
-    return f"results/{wildcards.run}/{wildcards.dataset}/embeddings/{name}/full"
+    base = f"results/{wildcards.run}/{wildcards.dataset}/embeddings"
+    view = STUDY.view_of(wildcards.prompt).name
+    return f"{base}/{name}/{view}/fold{wildcards.fold}.csv"
 
 
 def run_files(pattern, methods):

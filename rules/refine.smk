@@ -18,24 +18,30 @@ rule make_prompts:
 
 rule embed_images:
     input:
-        cases="results/{run}/{dataset}/prepared/cases.csv",
+        splits="results/{run}/{dataset}/splits.csv",
         images="results/{run}/{dataset}/prepared/images",
+        masks=view_masks,
         weights=embedder_weights,
     output:
-        embeddings=directory("results/{run}/{dataset}/embeddings/{weights}/full"),
+        index="results/{run}/{dataset}/embeddings/{weights}/{view}/fold{fold}.csv",
     log:
-        "results/{run}/logs/embed_images/{dataset}/{weights}.log",
+        "results/{run}/logs/embed_images/{dataset}/{weights}/{view}/fold{fold}.log",
     benchmark:
-        "results/{run}/benchmarks/embed_images/{dataset}/{weights}.tsv"
+        "results/{run}/benchmarks/embed_images/{dataset}/{weights}/{view}/fold{fold}.tsv"
     threads: 4
     resources:
         gpu=GPU,
+        # No params: another place or size of the shelf changes no result.
+        shelf=CFG.embeddings.folder,
+        shelf_mb=SHELF_MB,
     params:
         family=lambda wildcards: STUDY.embedders[wildcards.weights].family,
         weights=lambda wildcards: STUDY.embedders[wildcards.weights].weights,
+        options=lambda wildcards: STUDY.embedder_options(wildcards.weights),
+        window=view_window,
         device=CFG.device,
     message:
-        "Encode every image of {wildcards.dataset} once with {wildcards.weights}"
+        "Encode {wildcards.dataset}, fold {wildcards.fold} once with {wildcards.weights}: {wildcards.view}"
     script:
         "../workflow/scripts/embed_images.py"
 
@@ -45,10 +51,11 @@ rule refine_masks:
         prompts=f"results/{{run}}/{{dataset}}/prompts/{STUDY.reference}/{{prompt}}/fold{{fold}}.json",
         images="results/{run}/{dataset}/prepared/images",
         soft_masks=soft_masks,
-        embeddings=embeddings_input,
+        embeddings=embeddings_index,
         weights=refiner_weights,
     output:
         masks=directory("results/{run}/{dataset}/masks/{refiner}-{prompt}/fold{fold}"),
+        table="results/{run}/{dataset}/masks/{refiner}-{prompt}/fold{fold}.csv",
     log:
         "results/{run}/logs/refine_masks/{dataset}/{refiner}-{prompt}/fold{fold}.log",
     benchmark:
@@ -56,6 +63,8 @@ rule refine_masks:
     threads: lambda wildcards: 4 if STUDY.embeddings_of(wildcards.refiner) else 1
     resources:
         gpu=lambda wildcards: GPU if STUDY.embeddings_of(wildcards.refiner) else 0,
+        shelf=CFG.embeddings.folder,
+        shelf_mb=SHELF_MB,
     params:
         family=lambda wildcards: CFG.refiners[wildcards.refiner].family,
         weights=lambda wildcards: CFG.refiners[wildcards.refiner].weights,

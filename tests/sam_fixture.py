@@ -15,7 +15,9 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 
-from tests.golden.formula import fill_with_formula
+from tests.golden.formula import fill_with_formula, formula_tensor
+from ultrarefiner.models.mobile_sam import TinyViTEncoder, mobile_sam_name
+from ultrarefiner.models.ultrasam import to_ultrasam
 
 
 def tiny_sam(
@@ -62,3 +64,29 @@ def write_tiny_sam(path: str | Path, seed: int = 0, side: int = 1024) -> Path:
     else:
         torch.save(state, path)
     return path
+
+
+def write_tiny_ultrasam(path: str | Path, seed: int = 0, side: int = 256) -> Path:
+    """Write the tiny SAM in the layout of the released UltraSAM file; return the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = to_ultrasam(tiny_sam(seed, side=side).state_dict())
+    torch.save({"meta": {"epoch": 1}, "state_dict": state}, path)
+    return path
+
+
+def write_mobile_sam(path: str | Path, seed: int = 0) -> Path:
+    """Write a MobileSAM, weights by formula, under the names of the published file.
+
+    There is one size of it; it encodes an image in a second or two.
+    """
+    sam = tiny_sam()
+    sam.image_encoder = TinyViTEncoder()
+    named = {mobile_sam_name(key): value.shape for key, value in sam.state_dict().items()}
+    state = {
+        key: torch.from_numpy(formula_tensor(key, shape, seed))
+        for key, shape in named.items()
+        if not key.endswith("num_batches_tracked")
+    }
+    torch.save(state, path)
+    return Path(path)

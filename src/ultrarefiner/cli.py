@@ -128,6 +128,67 @@ def phantom(
 
 
 @app.command()
+def fetch(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WEIGHTS", help="Names; none: a table of all."),
+    ] = None,
+    accept: Annotated[
+        list[str] | None, typer.Option(help="Weights whose terms you accept; may be repeated.")
+    ] = None,
+    mirror: Annotated[
+        list[str] | None,
+        typer.Option(help="Address of a folder with copies, tried first; may be repeated."),
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Weights folder.")] = None,
+) -> None:
+    """Fetch published weights, or say which there are and under which terms."""
+    from ultrarefiner.models.weights import FOLDER, WEIGHTS, unaccepted_terms
+
+    folder = folder or Path(FOLDER)
+    if not names:
+        _print_weights(folder)
+        return
+    from ultrarefiner.models.fetch import fetch_weights
+
+    with _stopping():
+        # All names and terms are known before the first file is fetched.
+        rows = {name: WEIGHTS[name] for name in [*names, *(accept or [])]}
+        terms = [text for name in names if (text := unaccepted_terms(name, accept or ()))]
+        if terms:
+            raise UltraRefinerError("\n".join(terms))
+        for name in dict.fromkeys(names):
+            path = folder / rows[name].file
+            there = path.is_file()
+            fetch_weights(name, path, mirror or (), accept or ())
+            console.print(f"{name}: {path} {'was there already' if there else 'fetched'}")
+
+
+def _print_weights(folder: Path) -> None:
+    from ultrarefiner.models.weights import WEIGHTS
+
+    table = Table(title="published weights")
+    for column, side in (
+        ("name", "left"),
+        ("size", "right"),
+        ("licence", "left"),
+        ("there", "left"),
+        ("path", "left"),
+    ):
+        table.add_column(column, justify=side)
+    for name, row in WEIGHTS.items():
+        path = folder / row.file
+        found = path.stat().st_size if path.is_file() else None
+        there = {None: "no", row.bytes: "yes"}.get(found, "another size")
+        licence = f"{row.licence} (to be accepted)" if row.accept else row.licence
+        table.add_row(name, row.size, licence, there, str(path))
+    _console(width=max(console.width, 140)).print(table)
+    for name, row in WEIGHTS.items():
+        if row.accept:
+            console.print(f"{name}: {row.terms}")
+
+
+@app.command()
 def summary(
     run: Annotated[str, typer.Option(help="Name of the run.")] = "main",
     results: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from ultrarefiner.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -23,6 +29,12 @@ def choose_device(device: str = "auto") -> torch.device:
         "cpu": True,
     }
     if device == "auto":
+        if not here["cuda"] and _NVIDIA_DRIVER.exists():
+            logger.warning(
+                "this machine has an NVIDIA driver, but this torch (%s) cannot use it, so models run "
+                "on the CPU; install a torch build for the driver's CUDA version",
+                torch.__version__,
+            )
         return torch.device(next(name for name, found in here.items() if found))
     if not here.get(device.split(":")[0], False):
         found = ", ".join(name for name, there in here.items() if there)

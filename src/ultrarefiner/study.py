@@ -18,13 +18,23 @@ from ultrarefiner.config import (
     RefinerConfig,
     SplitsConfig,
     StudyConfig,
+    WindowRecipe,
     load_config,
 )
 from ultrarefiner.datasets import DATASETS
 from ultrarefiner.errors import ConfigError, UltraRefinerError
 from ultrarefiner.io import json_sha256, require_writable
 from ultrarefiner.models import MODELS
-from ultrarefiner.models.weights import WEIGHTS, locate_weights, weights_name
+from ultrarefiner.models.weights import (
+    WEIGHTS,
+    how_to_get,
+    planned_file,
+    registered,
+    to_be_fetched,
+    unaccepted_terms,
+    weights_name,
+    weights_path,
+)
 from ultrarefiner.prompts import PROMPTS
 from ultrarefiner.refine import REFINERS, load_refiner, parse_options
 from ultrarefiner.registry import unknown_name
@@ -58,6 +68,21 @@ class Method:
 
 
 @dataclass(frozen=True)
+class View:
+    """What a refiner sees of an image; prompt modes that see the same share embeddings.
+
+    Attributes:
+        name: `full`, or `crop-{expand}-{min_size}-{aspect}` with what else its windows depend on.
+        window: What the windows are cut by; None for the full image.
+        oracle: Whether they are cut around the truth, not around the coarse mask.
+    """
+
+    name: str
+    window: WindowRecipe | None = None
+    oracle: bool = False
+
+
+@dataclass(frozen=True)
 class Study:
     """A checked configuration with its methods."""
 
@@ -84,19 +109,48 @@ class Study:
         return self.config.datasets[dataset].layout or dataset
 
     def embeddings_of(self, refiner: str) -> str | None:
-        """Return the name under which a refiner's embeddings are shelved; None: it has none."""
+        """Return the name under which a refiner's embeddings are shelved; None: it has none.
+
+        The weights' name; digits follow where an option that changes embeddings is not the default.
+        """
         row = self.config.refiners[refiner]
         if not REFINERS[row.family].shelves_embeddings or row.weights is None:
             return None
-        return weights_name(row.weights)
+        options = _embedding_options(row)
+        suffix = f"_{json_sha256(options)[:8]}" if options else ""
+        return weights_name(row.weights) + suffix
+
+    def view_of(self, prompt: str) -> View:
+        """Return what a refiner sees of an image in a prompt mode."""
+        row = self.config.prompts[prompt]
+        recipe = row.window
+        if recipe is None:
+            return View("full")
+        crop = recipe.crop
+        aspect = "free" if crop.aspect is None else f"{crop.aspect:.10g}"
+        name = f"crop-{crop.expand:.10g}-{crop.min_size}-{aspect}"
+        if recipe.reach:
+            name += f"-reach{recipe.reach:.10g}"
+        return View(name + "-oracle" * row.oracle, recipe, row.oracle)
+
+    @property
+    def views(self) -> dict[str, View]:
+        """The views that images are encoded in, by name."""
+        shelving = (name for name in self.config.compare.refine if self.embeddings_of(name))
+        prompts = {p: None for name in shelving for p in self.config.compare.refine[name]}
+        return {view.name: view for view in map(self.view_of, prompts)}
 
     def weights_file(self, refiner: str) -> str | None:
-        """Return the path of a refiner's weights; None: it has none, or they are not there yet."""
-        weights = self.config.refiners[refiner].weights
-        try:
-            return None if weights is None else str(locate_weights(weights))
-        except UltraRefinerError:
-            return None
+        """Return the path of a refiner's weights, there or still to be fetched.
+
+        None: it has none, or a file of the user's own is not there.
+        """
+        return planned_file(self.config.refiners[refiner].weights)
+
+    def pretrained_file(self, coarse: str) -> str | None:
+        """Return the path of a coarse model's starting weights; as ``weights_file``."""
+        row = self.config.coarse[coarse]
+        return None if row.init == "random" else planned_file(row.pretrained)
 
     def blocked_result(self) -> Path | None:
         """Return a file that stands where a folder of the results has to be."""
@@ -106,15 +160,25 @@ class Study:
 
     @property
     def embedders(self) -> dict[str, RefinerConfig]:
-        """The refiner row that makes the embeddings of each weights name."""
+        """The refiner row that makes the embeddings of each weights name.
+
+        Where rows share embeddings they differ in nothing that an embedding depends on.
+        """
         rows = {self.embeddings_of(name): row for name, row in self.config.refiners.items()}
         return {name: row for name, row in rows.items() if name is not None}
+
+    def embedder_options(self, name: str) -> dict[str, Any]:
+        """Return the options with which embeddings are made."""
+        rows = self.config.refiners
+        sharing = [rows[refiner] for refiner in rows if self.embeddings_of(refiner) == name]
+        compiled = any(row.options.get("compile") for row in sharing)
+        return _embedding_options(sharing[0]) | ({"compile": True} if compiled else {})
 
     def require_files(self) -> None:
         """Check, before any job, that raw folders are there, weights load and results can be written.
 
         Weights are loaded whole, on the CPU: a damaged file is found now and not after days of
-        training.
+        training. Weights of the table that are not there yet are fetched first of all jobs.
 
         Raises:
             ConfigError: Something is missing or damaged; the message lists it all, with cures.
@@ -131,17 +195,18 @@ class Study:
 
     def _missing_pretrained(self, name: str) -> Iterator[str]:
         row = self.config.coarse[name]
-        if row.init != "random" and not zipfile.is_zipfile(row.pretrained):
-            url = WEIGHTS[MODELS[row.model].pretrained].url
-            state = "is damaged" if Path(row.pretrained).exists() else "is not there"
-            yield (
-                f"coarse.{name}.pretrained: {row.pretrained} {state}. Download {url} to that "
-                "path, or set `init: random` to train from scratch."
-            )
+        path = weights_path(row.pretrained)
+        if row.init == "random" or to_be_fetched(row.pretrained) or zipfile.is_zipfile(path):
+            return
+        known = MODELS[row.model].pretrained
+        yield (
+            f"coarse.{name}.pretrained: {path} {'is damaged' if path.exists() else 'is not there'}. "
+            f"{how_to_get(known, WEIGHTS[known], path)}; or set `init: random` to train from scratch."
+        )
 
     def _unusable_weights(self, name: str) -> Iterator[str]:
         row = self.config.refiners[name]
-        if row.weights is not None:
+        if row.weights is not None and not to_be_fetched(row.weights):
             try:
                 load_refiner(row.family, row.weights, "cpu", **row.options)
             except UltraRefinerError as error:
@@ -180,6 +245,16 @@ def _size_and_end(path: Path) -> tuple[int, str]:
         size = handle.seek(0, os.SEEK_END)
         handle.seek(max(size - 64, 0))
         return size, handle.read().hex()
+
+
+def _embedding_options(row: RefinerConfig) -> dict[str, Any]:
+    """Return the options that change an embedding, presets resolved, where they are no defaults."""
+    family = REFINERS[row.family]
+    options, default = parse_options(row.family, row.options), family.options()
+    names = sorted(family.embedding_options)
+    return {
+        name: value for name in names if (value := getattr(options, name)) != getattr(default, name)
+    }
 
 
 def _check_names(config: StudyConfig) -> Iterator[str]:
@@ -241,6 +316,25 @@ def _check_refiner(name: str, row: RefinerConfig) -> Iterator[str]:
         yield f"refiners.{name}.weights: family {row.family} takes none; remove the key"
 
 
+def _check_weights(config: StudyConfig) -> Iterator[str]:
+    for name in config.weights.accept:
+        if name not in WEIGHTS:
+            yield f"weights.accept: {unknown_name('weights', name, WEIGHTS)}"
+    for mirror in config.weights.mirrors:
+        if not mirror.startswith(("http://", "https://")):
+            yield f"weights.mirrors: '{mirror}' is no address; it begins with https:// or http://"
+    for refiner in config.compare.refine:
+        row = config.refiners.get(refiner)
+        if row is None or row.weights is None:
+            continue
+        terms = unaccepted_terms(row.weights, config.weights.accept)
+        if terms:
+            yield f"refiners.{refiner}.weights: {terms}"
+        family = WEIGHTS[known].family if (known := registered(row.weights)) else row.family
+        if family != row.family:
+            yield f"refiners.{refiner}: weights '{known}' are for family '{family}'; set that"
+
+
 def _check_prompt_fits(config: StudyConfig) -> Iterator[str]:
     for refiner, prompts in config.compare.refine.items():
         row = config.refiners.get(refiner)
@@ -278,6 +372,7 @@ def load_study(values: Mapping[str, Any]) -> Study:
         *_check_names(config),
         *(p for name, row in config.coarse.items() for p in _check_coarse(name, row)),
         *(p for name, row in config.refiners.items() for p in _check_refiner(name, row)),
+        *_check_weights(config),
         *_check_prompt_fits(config),
     ]
     if problems:

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from tests.sam_fixture import write_tiny_sam
+from tests.sam_fixture import write_mobile_sam, write_tiny_sam, write_tiny_ultrasam
 from ultrarefiner.errors import ConfigError, PromptError, UltraRefinerError
 from ultrarefiner.prompts import PROMPTS, Prompt, prompt_from_mask
 from ultrarefiner.refine import REFINERS, load_refiner, parse_options
@@ -16,6 +16,8 @@ from ultrarefiner.registry import resolve
 WEIGHTS = {
     "grabcut": lambda folder: None,
     "sam": lambda folder: write_tiny_sam(folder / "sam.safetensors"),
+    "mobile_sam": lambda folder: write_mobile_sam(folder / "mobile_sam.pt"),
+    "ultrasam": lambda folder: write_tiny_ultrasam(folder / "ultrasam.pth", seed=1),
 }
 HEIGHT, WIDTH = 50, 70
 
@@ -96,10 +98,42 @@ def test_several_prompts_are_united(refiner, embedding, lesion):
     alone = [refiner.refine(embedding, prompt) for prompt in prompts]
     together = refiner.refine(embedding, prompts)
     np.testing.assert_array_equal(together.mask, alone[0].mask | alone[1].mask)
-    np.testing.assert_array_equal(
-        together.low_res_logits, np.maximum(alone[0].low_res_logits, alone[1].low_res_logits)
+    np.testing.assert_allclose(
+        together.low_res_logits,
+        np.maximum(alone[0].low_res_logits, alone[1].low_res_logits),
+        atol=1e-5,  # prompts decoded together are rounded otherwise
     )
-    assert together.score == pytest.approx((alone[0].score + alone[1].score) / 2, nan_ok=True)
+    mean = (alone[0].score + alone[1].score) / 2
+    assert together.score == pytest.approx(mean, abs=1e-6, nan_ok=True)
+
+
+def test_each_of_several_prompts_gives_what_it_gives_alone(refiner, embedding, lesion):
+    prompts = [Prompt(mask=np.roll(lesion, shift, axis=1)) for shift in (0, 5, 24)]
+    together = refiner.refine_each(embedding, prompts)
+    for found, prompt in zip(together, prompts, strict=True):
+        alone = refiner.refine_one(embedding, prompt)
+        np.testing.assert_allclose(found.low_res_logits, alone.low_res_logits, atol=2e-5)
+        assert np.count_nonzero(found.mask != alone.mask) <= 2
+
+
+def test_a_batch_of_images_gives_what_each_gives_alone(refiner, image, lesion):
+    images = [image, image[::-1], image[:40, :60]]
+    assert refiner.batch_size >= 1 and refiner.embed_batch([]) == []
+    for found, one in zip(refiner.embed_batch(images), images, strict=True):
+        assert isinstance(found, refiner.embedding_type) and found.image_hw == one.shape[:2]
+        prompt = Prompt(mask=lesion[: one.shape[0], : one.shape[1]])
+        alone = refiner.refine(refiner.embed(one), prompt)
+        logits = refiner.refine(found, prompt).low_res_logits
+        np.testing.assert_allclose(logits, alone.low_res_logits, atol=1e-4)
+
+
+def test_the_row_names_the_options_that_change_an_embedding(refiner):
+    row = REFINERS[refiner.family]
+    if row.shelves_embeddings:
+        assert set(row.embedding_options) == set(refiner.recipe)
+    else:
+        assert not row.embedding_options
+    assert set(row.embedding_options) <= set(row.options.model_fields)
 
 
 def test_no_prompt_at_all_is_refused(refiner, embedding):
@@ -138,10 +172,12 @@ def test_half_a_pixel_and_part_of_a_box_may_reach_beyond_the_image(refiner, embe
     assert refiner.refine(embedding, prompt).mask.shape == (HEIGHT, WIDTH)
 
 
-def test_an_embedding_of_another_family_is_refused_by_its_type(refiner, weights, image, lesion):
+def test_an_embedding_of_another_family_is_refused(refiner, weights, image, lesion):
     for family in sorted(set(REFINERS) - {refiner.family}):
         other = load_refiner(family, weights[family], "cpu").embed(image)
-        with pytest.raises(UltraRefinerError, match=f"'{refiner.family}'.*{type(other).__name__}"):
+        alike = type(other) is refiner.embedding_type  # then the weights tell them apart
+        why = "made with weights" if alike else f"'{refiner.family}'.*{type(other).__name__}"
+        with pytest.raises(UltraRefinerError, match=why):
             refiner.refine(other, Prompt(mask=lesion))
 
 
@@ -236,6 +272,21 @@ def test_an_unknown_option_is_refused_by_name(family):
         parse_options(family, {"sharpness": 3})
 
 
+@pytest.mark.parametrize(
+    ("family", "given", "complaint"),
+    [
+        ("grabcut", {"median": 4}, "median"),
+        ("sam", {"temperature": 0.5}, "temperature has no effect"),
+        ("sam", {"compat": "reference"}, "compat"),
+        ("ultrasam", {"compat": "reference", "half_pixel": True}, "half_pixel: False.*True"),
+        ("ultrasam", {"jitter": {"copy": 8}}, "jitter.copy"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(family, given, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        parse_options(family, given)
+
+
 @pytest.mark.parametrize("family", sorted(REFINERS))
 def test_weights_are_asked_for_exactly_where_they_are_needed(family):
     wrong = None if REFINERS[family].needs_weights else "some.pth"
@@ -244,5 +295,5 @@ def test_weights_are_asked_for_exactly_where_they_are_needed(family):
 
 
 def test_an_unknown_family_names_the_known_ones():
-    with pytest.raises(ConfigError, match="grabcut, sam"):
+    with pytest.raises(ConfigError, match="grabcut, mobile_sam, sam"):
         load_refiner("grab")

@@ -92,6 +92,24 @@ def test_logits_and_predicted_iou_are_the_predictors(
     np.testing.assert_allclose(ious.numpy(), golden[f"{case}_{choice}_iou"], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("choice", ["multi", "single"])
+def test_all_prompts_together_give_the_predictors_masks(
+    refiner, embedding, golden, prompts, choice
+):
+    queries = [refiner.query(embedding, prompts[case]) for case in CASES]
+    answers = refiner.decode_queries(embedding, queries, multimask=choice == "multi")
+    for case, (logits, ious) in zip(CASES, answers, strict=True):
+        name = f"{case}_{choice}"
+        found = logits[:, ::2, ::2].numpy()
+        wanted = golden.get(f"{name}_lowres_s2")
+        wanted = golden[f"{name}_lowres"][:, ::2, ::2] if wanted is None else wanted
+        np.testing.assert_allclose(found, wanted, atol=5e-5, rtol=0)
+        np.testing.assert_allclose(ious.numpy(), golden[f"{name}_iou"], atol=1e-5, rtol=0)
+        masks = refiner.full_masks(embedding, logits).numpy()[:, ::2, ::2]
+        assert masks.shape == golden_masks(golden, name).shape
+        assert np.count_nonzero(masks != golden_masks(golden, name)) <= 2 * len(masks)
+
+
 @pytest.mark.parametrize("choice", ["best", "single"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_final_mask_is_the_predictors(

@@ -77,6 +77,32 @@ def test_a_folder_that_cannot_be_made_is_an_error_and_no_traceback(tmp_path):
         assert "Traceback" not in output
 
 
+def test_fetch_without_names_tells_what_there_is_and_what_it_asks_for(tmp_path):
+    (tmp_path / "mobile_sam.pt").write_bytes(b"cut off")
+    status, output = run("fetch", "--folder", tmp_path)
+    assert status == 0
+    for part in ("sam_vit_b", "375 MB", "CC-BY-NC-SA-4.0", "another size", "No commercial use"):
+        assert part in output
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["sam_vitb"], "Did you mean 'sam_vit_b'"),
+        (["sam_vit_b", "ultrasam"], "--accept ultrasam"),
+        (["ultrasam", "--accept", "ultrasma"], "Did you mean 'ultrasam'"),
+        (["sam_vit_b"], "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"),
+    ],
+)
+def test_fetch_says_why_it_cannot(tmp_path, monkeypatch, names, says):
+    # No test asks the internet: this proxy does not answer.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    status, output = run("fetch", *names, "--folder", tmp_path)
+    assert status == 1
+    assert says in output
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_version_is_told():
     assert run("--version") == (0, f"ultrarefiner {__version__}")
 

@@ -5,76 +5,19 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from tests.lesions import (
+    AT_THE_CORNER,
+    CRESCENT,
+    DIAGONAL,
+    EVERYTHING,
+    ONE_PIXEL,
+    RECTANGLE,
+    TWO_LESIONS,
+    drawn,
+)
 from ultrarefiner.errors import ConfigError, PromptError
-from ultrarefiner.prompts import prompt_from_mask
+from ultrarefiner.prompts import PROMPTS, prompt_from_mask
 from ultrarefiner.prompts.geometry import deepest_point, expand_box, largest_component, tight_box
-
-
-def drawn(*rows: str) -> np.ndarray:
-    return np.array([[pixel == "#" for pixel in row] for row in rows])
-
-
-RECTANGLE = drawn(
-    "........",
-    "........",
-    ".#####..",
-    ".#####..",
-    ".#####..",
-    "........",
-    "........",
-    "........",
-)
-CRESCENT = drawn(
-    "########",
-    "########",
-    "##......",
-    "##......",
-    "##......",
-    "##......",
-    "########",
-    "########",
-)
-TWO_LESIONS = drawn(
-    "###.....",
-    "###.....",
-    "###.....",
-    "........",
-    "........",
-    ".....###",
-    ".....###",
-    ".....##.",
-)
-AT_THE_CORNER = drawn(
-    "....####",
-    "....####",
-    "....####",
-    "....####",
-    "........",
-    "........",
-    "........",
-    "........",
-)
-ONE_PIXEL = drawn(
-    "........",
-    "........",
-    "........",
-    "........",
-    "........",
-    "........",
-    ".......#",
-    "........",
-)
-DIAGONAL = drawn(
-    "#.......",
-    ".#......",
-    "..#.....",
-    "...##...",
-    "...##...",
-    "........",
-    "......#.",
-    "......#.",
-)
-EVERYTHING = np.ones((8, 8), bool)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +115,7 @@ def test_random_masks_are_enclosed_tightly_and_pointed_at_where_deepest(block):
 def test_probabilities_count_from_one_half_and_are_kept_by_mask_prompts():
     probability = np.array([[0.1, 0.5, 0.9], [0.0, 0.49, 0.3]])
     assert prompt_from_mask(probability, "box").box.tolist() == [1, 0, 3, 1]
-    for kind in ("mask", "mask+point"):
+    for kind in ("mask", "mask+point", "mask+box"):
         mask = prompt_from_mask(probability, kind).mask
         assert mask.dtype == np.float32
         np.testing.assert_allclose(mask, probability, rtol=1e-6)
@@ -193,7 +136,7 @@ def test_probabilities_count_from_one_half_and_are_kept_by_mask_prompts():
         (np.zeros((0, 8), bool), r"\(H, W\)"),
     ],
 )
-@pytest.mark.parametrize("kind", ["box", "point", "both", "mask", "box+point", "mask+point"])
+@pytest.mark.parametrize("kind", sorted(PROMPTS))
 def test_what_is_no_mask_or_empty_is_refused(mask, complaint, kind):
     with pytest.raises(PromptError, match=complaint):
         prompt_from_mask(mask, kind)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 
 from tests.sam_fixture import tiny_sam, write_tiny_sam
-from ultrarefiner.errors import ConfigError, WeightsError
+from ultrarefiner.errors import WeightsError
 from ultrarefiner.models.sam import build_sam, infer_architecture, load_sam
 
 
@@ -83,7 +80,8 @@ def test_the_architecture_is_read_off_the_shapes(tmp_path, depth, global_blocks,
     ]
     pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert torch.equal(sam.image_encoder(pixels), made.image_encoder(pixels))
+        found, wanted = sam.image_encoder(pixels), made.image_encoder(pixels)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
@@ -125,12 +123,6 @@ def test_an_unexpected_key_is_named(state, tmp_path):
         load_sam(save(extra, tmp_path / "extra.pth"))
 
 
-def test_a_prefix_on_only_some_keys_is_not_guessed_away(state, tmp_path):
-    joint = {**{f"sam.{key}": value for key, value in state.items()}, "gate": torch.zeros(1)}
-    with pytest.raises(WeightsError, match=r"missing: image_encoder.pos_embed"):
-        load_sam(save(joint, tmp_path / "joint.pth"))
-
-
 @pytest.mark.parametrize(
     ("key", "shape"),
     [
@@ -167,70 +159,6 @@ def test_numbers_that_cannot_be_weights_are_refused(state, tmp_path):
         load_sam(save({**state, key: state[key] / 0}, tmp_path / "nan.pth"))
     with pytest.raises(WeightsError, match=f"1 not of a float type: {key}"):
         load_sam(save({**state, key: state[key].long()}, tmp_path / "long.pth"))
-
-
-def test_another_models_checkpoint_is_refused_with_what_it_holds(tmp_path):
-    other = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
-    with pytest.raises(WeightsError, match=r"not a segment-anything checkpoint.*0\.weight"):
-        load_sam(save(other.state_dict(), tmp_path / "other.pth"))
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ({"sam_model": {"x": torch.zeros(1)}, "epoch": 3}, "not tensors: sam_model, epoch"),
-        ({"model": {"a": torch.zeros(1)}, "state_dict": {"a": torch.zeros(1)}}, "several"),
-        ([torch.zeros(1)], "holds a list"),
-        (torch.zeros(3), "holds a Tensor"),
-        ({}, "not a state dict"),
-    ],
-)
-def test_files_that_hold_no_single_state_dict_are_refused(tmp_path, content, reason):
-    torch.save(content, tmp_path / "odd.pth")
-    with pytest.raises(WeightsError, match=reason):
-        load_sam(tmp_path / "odd.pth")
-
-
-def test_damaged_files_are_refused_by_what_they_are(tmp_path):
-    whole = write_tiny_sam(tmp_path / "whole.pth").read_bytes()
-    tensors = write_tiny_sam(tmp_path / "whole.safetensors").read_bytes()
-    np.savez(tmp_path / "archive.npz", a=np.zeros(3))
-    old = tmp_path / "old.pth"
-    torch.save({"a": torch.zeros(10)}, old, _use_new_zipfile_serialization=False)
-    damaged = {
-        "empty.pth": (b"", "empty"),
-        "page.pth": (b"\n<!DOCTYPE html><html>Sign in</html>", "web page"),
-        "page.safetensors": (b"<html><head>404</head></html>", "web page"),
-        "pointer.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS"),
-        "cut.pth": (whole[: len(whole) // 2], "damaged, cut short"),
-        "old_cut.pth": (old.read_bytes()[:-20], "damaged, cut short"),
-        "cut.safetensors": (tensors[: len(tensors) // 2], "damaged safetensors"),
-        "archive.pth": ((tmp_path / "archive.npz").read_bytes(), "NumPy archive"),
-        "noise.pth": (np.random.default_rng(0).bytes(4096), "not a PyTorch checkpoint"),
-        "text.pth": (b"hello world\n", "not a PyTorch checkpoint"),
-    }
-    for name, (content, reason) in damaged.items():
-        path = tmp_path / name
-        path.write_bytes(content)
-        with pytest.raises(WeightsError, match=reason) as caught:
-            load_sam(path)
-        assert str(path) in str(caught.value)
-    with pytest.raises(WeightsError, match=r"absent.pth: No such file"):
-        load_sam(tmp_path / "absent.pth")
-    with pytest.raises(WeightsError, match="directory"):
-        load_sam(tmp_path)
-
-
-def test_a_pickle_that_could_run_code_is_refused(state, tmp_path):
-    path = tmp_path / "objects.pth"
-    torch.save({"model": state, "args": argparse.Namespace(lr=0.1)}, path)
-    with pytest.raises(WeightsError, match=r"could run any code.*weights_only=False"):
-        load_sam(path)
-
-
-def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(ConfigError, match="unknown SAM family 'ultrasam'; known: sam"):
-        load_sam(write_tiny_sam(tmp_path / "tiny.pth"), family="ultrasam")
 
 
 def test_writing_the_tiny_sam_twice_gives_the_same_model(tmp_path):

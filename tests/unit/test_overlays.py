@@ -10,17 +10,16 @@ from report_inputs import write_study
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.images import read_rgb
 from ultrarefiner.io import read_json, write_json
-from ultrarefiner.report.overlays import (
+from ultrarefiner.report.overlays import describe_prompt, draw_overlays, rank_cases
+from ultrarefiner.report.panels import (
     BOX_COLOUR,
     COARSE_COLOUR,
     REFINED_COLOUR,
     TRUTH_COLOUR,
+    WINDOW_COLOUR,
     Outline,
     Panel,
-    describe_prompt,
-    draw_overlays,
     draw_panels,
-    rank_cases,
 )
 
 
@@ -96,6 +95,37 @@ def test_point_prompt_is_centred_on_its_pixel(tmp_path):
     points = coloured(read_rgb(tmp_path / "a.png"), place, "#ff3b30", near=80)
     middle = points[:, 0].mean()
     assert abs(middle - (40.5 * 6 - 0.5)) <= 1
+
+
+def test_window_components_and_negative_points_are_drawn_where_they_are(tmp_path):
+    record = {
+        "box": [20, 20, 30, 30],
+        "points": [[25, 25], [31, 18]],
+        "labels": [1, 0],
+        "image_size": [60, 90],
+        "window": [10, -8, 70, 52],
+        "others": [{"box": [50, 40, 60, 46], "points": [[55, 43]], "labels": [1]}],
+    }
+    image = np.full((60, 90, 3), 90, np.uint8)
+    place = draw_panels(tmp_path / "a.png", image, [Panel("p", "white", (), record)])["panels"][0]
+    picture = read_rgb(tmp_path / "a.png")
+    boxes = coloured(picture, place, BOX_COLOUR)
+    for x0, y0, x1, y1 in ([20, 20, 30, 30], [50, 40, 60, 46]):
+        for x, y in ([x0, y0], [x1, y0], [x0, y1], [x1, y1]):
+            assert np.abs(boxes - [6 * x, 6 * y]).max(axis=1).min() <= 3
+    window = coloured(picture, place, WINDOW_COLOUR, near=40)
+    sides = window[(window[:, 1] > 60) & (window[:, 1] < 90)]  # above the prompts
+    assert sides[:, 0].min() == pytest.approx(6 * 10, abs=2)
+    assert sides[:, 0].max() == pytest.approx(6 * 70, abs=2)
+    assert window[:, 1].max() == pytest.approx(6 * 52, abs=2)
+    assert window[:, 1].min() <= 2, "what lies beyond the image is cut at its border"
+    middle = {
+        label: picture[place[1] + round(6 * (y + 0.5)), place[0] + round(6 * (x + 0.5))]
+        for label, x, y in (("lesion", 25, 25), ("beside", 31, 18), ("other", 55, 43))
+    }
+    assert np.array_equal(middle["lesion"], middle["other"])
+    assert middle["lesion"][0] > 200 > 100 > middle["lesion"][2], "red"
+    assert middle["beside"].min() > 200, "white"
 
 
 def test_each_panel_shows_its_own_mask(study, gallery):
@@ -186,6 +216,12 @@ def test_prompts_are_told_in_words():
     mask = {"box": None, "points": None, "labels": None, "mask": "a.png", "empty": False}
     assert describe_prompt(mask) == "prompt: the coarse mask itself"
     assert "the full image" in describe_prompt({**record, "empty": True})
+    several = {**record, "points": [[1, 2]] * 3, "labels": [1, 1, 0], "others": [{}, {}]}
+    several |= {"window": [-2, 0, 98, 64]}
+    assert describe_prompt(several) == (
+        "prompt: box, 2 points and a negative point for each of 3 components, in a crop of "
+        "100 × 64 pixels"
+    )
     assert describe_prompt(None) == ""
 
 

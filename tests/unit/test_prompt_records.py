@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from ultrarefiner.config import PromptConfig
 from ultrarefiner.errors import PromptError, UltraRefinerError
-from ultrarefiner.images import write_mask
+from ultrarefiner.images import read_mask, write_mask
 from ultrarefiner.io import write_rows
+from ultrarefiner.prompts import PROMPTS, prompt_from_mask
 from ultrarefiner.prompts.records import load_prompts, make_prompts
 
 BOX_CASE, EMPTY_CASE, OTHER_CASE = "busi__benign_2", "busi__benign_10", "busi__malignant_1"
@@ -61,6 +62,8 @@ def test_the_file_as_it_is_read_by_others(fold):
                 "source": "coarse",
                 "empty": True,
                 "image_size": [40, 51],
+                "window": None,
+                "others": [],
             },
             BOX_CASE: {
                 "box": [8.5, pytest.approx(4.3), 26.5, pytest.approx(12.7)],
@@ -70,6 +73,8 @@ def test_the_file_as_it_is_read_by_others(fold):
                 "source": "coarse",
                 "empty": False,
                 "image_size": [20, 30],
+                "window": None,
+                "others": [],
             },
             OTHER_CASE: {
                 "box": [pytest.approx(4.3), 8.5, pytest.approx(12.7), 26.5],
@@ -79,6 +84,8 @@ def test_the_file_as_it_is_read_by_others(fold):
                 "source": "coarse",
                 "empty": False,
                 "image_size": [30, 20],
+                "window": None,
+                "others": [],
             },
         },
     }
@@ -105,7 +112,14 @@ def test_box_and_point_come_back_as_prompts(fold):
     assert joint.box.tolist() == [10, 5, 25, 12]
 
 
-@pytest.mark.parametrize(("kind", "parts"), [("mask", {"mask"}), ("mask+point", {"mask", "point"})])
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("mask", {"mask"}),
+        ("mask+point", {"mask", "point"}),
+        ("mask+box", {"mask", "box"}),
+    ],
+)
 def test_mask_prompts_take_the_soft_mask_and_insist_on_its_size(fold, kind, parts):
     file = load_prompts(made(fold, kind=kind))
     assert file.cases[BOX_CASE].mask == f"{BOX_CASE}.png"
@@ -119,7 +133,7 @@ def test_mask_prompts_take_the_soft_mask_and_insist_on_its_size(fold, kind, part
         file.prompts(BOX_CASE, soft.T)
 
 
-@pytest.mark.parametrize("kind", ["box", "point", "both", "mask", "box+point", "mask+point"])
+@pytest.mark.parametrize("kind", sorted(PROMPTS))
 def test_an_empty_mask_gives_no_prompt_by_default(fold, kind):
     file = load_prompts(made(fold, kind=kind))
     assert file.cases[EMPTY_CASE].empty
@@ -140,12 +154,80 @@ def test_full_image_stands_in_for_an_empty_mask_and_stays_marked(fold, kind):
     assert file.cases[BOX_CASE].box in (None, (10, 5, 25, 12))
 
 
-@pytest.mark.parametrize("kind", ["mask", "mask+point"])
+@pytest.mark.parametrize("kind", ["mask", "mask+point", "mask+box"])
 def test_an_empty_mask_prompt_has_no_stand_in(fold, kind):
     file = load_prompts(made(fold, kind=kind))
     assert file.prompts(EMPTY_CASE, np.zeros((40, 51))) is None
     with pytest.raises(ValidationError, match="on_empty"):
         PromptConfig(kind=kind, on_empty="full_image")
+
+
+CROP = {"expand": 0.5, "min_size": 8}
+
+
+def test_components_windows_and_points_as_they_are_read_by_others(fold):
+    mask = np.zeros((60, 80), bool)
+    mask[10:20, 10:30] = mask[30:36, 40:50] = True
+    mask[50, 70:72] = True  # a speck: no prompt of its own, but in the box that is cropped around
+    write_mask(fold / "masks" / f"{BOX_CASE}.png", mask)
+    keys = {"kind": "both", "components": True, "points": 2, "negative": True}
+    path = made(fold, **keys, crop={"expand": 0, "min_size": 8})
+    assert json.loads(path.read_text())["cases"][BOX_CASE] == {
+        "box": [10, 10, 30, 20],
+        "points": [[14, 14], [25, 15], [8, 9]],
+        "labels": [1, 1, 0],
+        "mask": None,
+        "source": "coarse",
+        "empty": False,
+        "image_size": [60, 80],
+        "window": [3, 5, 79, 56],
+        "others": [
+            {"box": [40, 30, 50, 36], "points": [[42, 32], [47, 33], [39, 29]], "labels": [1, 1, 0]}
+        ],
+    }
+    file = load_prompts(path)
+    assert file.window(BOX_CASE) == (3, 5, 79, 56)
+    read = file.prompts(BOX_CASE)
+    wanted = prompt_from_mask(mask, "both", points=2, negative=True, components=True)
+    assert len(read) == len(wanted) == 4
+    for one, other in zip(read, wanted, strict=True):
+        np.testing.assert_equal((one.box, one.points), (other.box, other.points))
+        np.testing.assert_equal(one.labels, other.labels)
+
+
+def test_one_component_is_one_prompt(fold):
+    file = load_prompts(made(fold, kind="box", components=True))
+    assert file.prompts(BOX_CASE).box.tolist() == [10, 5, 25, 12]
+    assert file.cases[BOX_CASE].others == []
+
+
+@pytest.mark.parametrize("on_empty", ["empty", "full_image"])
+def test_an_empty_mask_has_no_window(fold, on_empty):
+    file = load_prompts(made(fold, kind="box+point", crop=CROP, on_empty=on_empty, negative=True))
+    assert file.window(EMPTY_CASE) is None
+    assert file.window(BOX_CASE) == (2, 1, 30, 16)
+    if on_empty == "full_image":
+        stand_in = file.prompts(EMPTY_CASE)
+        assert stand_in.box.tolist() == [0, 0, 51, 40]
+        assert stand_in.points.tolist() == [[25, 20]] and stand_in.labels.tolist() == [1]
+
+
+def test_noise_is_the_same_for_a_case_in_any_company(fold):
+    keys = {"kind": "both", "noise": {"box": 0.2, "point": 0.2, "seed": 3}}
+    first = load_prompts(made(fold, **keys)).cases
+    rows = [{"case": c, "group": c, "fold": 1, "role": "test"} for c in (BOX_CASE, EMPTY_CASE)]
+    write_rows(fold / "splits.csv", ["case", "group", "fold", "role"], rows)
+    again = load_prompts(made(fold, **keys)).cases
+    assert again[BOX_CASE] == first[BOX_CASE]
+    plain = load_prompts(made(fold, kind="both")).cases[BOX_CASE]
+    assert again[BOX_CASE].box != plain.box and again[BOX_CASE].points != plain.points
+    # Another case of the same mask gets moves of its own.
+    write_mask(fold / "masks" / f"{EMPTY_CASE}.png", read_mask(fold / "masks" / f"{BOX_CASE}.png"))
+    other = load_prompts(made(fold, **keys)).cases[EMPTY_CASE]
+    assert other.box != again[BOX_CASE].box and other.points != again[BOX_CASE].points
+    # The mode with a box alone shows the same wrong box: modes can be compared.
+    alone = load_prompts(made(fold, kind="box", noise={"box": 0.2, "seed": 3})).cases
+    assert alone[BOX_CASE].box == again[BOX_CASE].box
 
 
 def test_prompts_from_the_truth_are_marked_as_oracle(fold):
@@ -162,16 +244,44 @@ def test_a_missing_mask_is_named_before_anything_is_written(fold):
 
 
 def test_a_case_of_another_fold_is_refused_by_name(fold):
-    with pytest.raises(PromptError, match="busi__train"):
-        load_prompts(made(fold, kind="box")).prompts("busi__train")
+    file = load_prompts(made(fold, kind="box"))
+    for ask in (file.prompts, file.window):
+        with pytest.raises(PromptError, match="busi__train"):
+            ask("busi__train")
 
 
+POINT = {"box": [1, 1, 4, 4], "points": [[2, 2]], "labels": [1]}
 TAMPERED = {
     "box outside": (lambda c: c[BOX_CASE].update(box=[10, 5, 31, 12]), "not within 30 x 20"),
     "box turned": (lambda c: c[BOX_CASE].update(box=[25, 5, 10, 12]), "not within"),
     "box short": (lambda c: c[BOX_CASE].update(box=[25, 5, 10]), "box"),
     "box nan": (lambda c: c[BOX_CASE].update(box=[float("nan"), 5, 25, 12]), "finite"),
     "point outside": (lambda c: c[BOX_CASE].update(points=[[30, 3]]), "not within 30 x 20"),
+    "no lesion label": (lambda c: c[BOX_CASE].update(labels=[0]), "no label is 1"),
+    "window small": (
+        lambda c: c[BOX_CASE].update(window=[11, 0, 30, 20]),
+        r"box .* is not within the window \[11, 0, 30, 20\]",
+    ),
+    "point beyond": (
+        lambda c: c[BOX_CASE].update(points=[[9, 8]], window=[10, 0, 30, 20]),
+        "point .* is not within the window",
+    ),
+    "window beyond": (lambda c: c[BOX_CASE].update(window=[40, 0, 60, 20]), "shows nothing"),
+    "window turned": (lambda c: c[BOX_CASE].update(window=[30, 0, 0, 20]), "shows nothing"),
+    "window torn": (lambda c: c[BOX_CASE].update(window=[0.5, 0, 30, 20]), "window"),
+    "window of nothing": (
+        lambda c: c[EMPTY_CASE].update(window=[0, 0, 9, 9]),
+        "no window and no component",
+    ),
+    "component outside": (
+        lambda c: c[BOX_CASE].update(others=[{**POINT, "box": [0, 0, 4, 21]}]),
+        "not within 30 x 20",
+    ),
+    "component short": (
+        lambda c: c[BOX_CASE].update(others=[{**POINT, "box": None}]),
+        "component that does not hold box and point",
+    ),
+    "component more": (lambda c: c[BOX_CASE].update(others=[{**POINT, "mask": None}]), "mask"),
     "label unknown": (lambda c: c[BOX_CASE].update(labels=[2]), "labels"),
     "labels many": (lambda c: c[BOX_CASE].update(labels=[1, 1]), "equally many"),
     "part gone": (

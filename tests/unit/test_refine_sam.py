@@ -91,7 +91,9 @@ def test_every_prompt_gives_the_predictors_masks(official_frame, size, monkeypat
     embedding = refiner.embed(image)
     predictor = SamPredictor(tiny_sam())
     predictor.set_image(image)
-    assert np.array_equal(predictor.get_image_embedding()[0].numpy(), embedding.features)
+    # The encoder is ours, so sums are in another order; all else is the predictor's.
+    features = predictor.get_image_embedding()[0].numpy()
+    np.testing.assert_allclose(embedding.features, features, atol=1e-4, rtol=0)
     assert (embedding.image_hw, embedding.input_size) == (size, predictor.input_size)
     box = np.array([0.2 * width, 0.3 * height, 0.7 * width, 0.8 * height]).round()
     points = np.array([[0.4 * width, 0.55 * height], [3, 2]]).round()
@@ -113,16 +115,16 @@ def test_every_prompt_gives_the_predictors_masks(official_frame, size, monkeypat
         masks, ious, low = predictor.predict(**arguments, multimask_output=True)
         found, best = refiner.refine(embedding, prompt), int(ious.argmax())
         assert found.mask.shape == size and found.mask.dtype == bool
-        assert np.array_equal(found.mask, masks[best])
-        assert np.array_equal(found.low_res_logits, low[best])
+        assert np.count_nonzero(found.mask != masks[best]) <= 2
+        np.testing.assert_allclose(found.low_res_logits, low[best], atol=1e-4, rtol=0)
         assert found.low_res_logits.dtype == np.float32
-        assert found.score == pytest.approx(float(ious[best]))
+        assert found.score == pytest.approx(float(ious[best]), abs=1e-5)
         masks, ious, low = predictor.predict(**arguments, multimask_output=False)
         with monkeypatch.context() as context:
             context.setattr(refiner, "options", SamOptions(mask_choice="single"))
             found = refiner.refine(embedding, prompt)
-        assert np.array_equal(found.mask, masks[0])
-        assert found.score == pytest.approx(float(ious[0]))
+        assert np.count_nonzero(found.mask != masks[0]) <= 2
+        assert found.score == pytest.approx(float(ious[0]), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -296,7 +298,7 @@ def test_weights_that_are_absent_or_another_models_are_refused(tmp_path):
     with pytest.raises(WeightsError, match=r"absent.pth"):
         load_refiner("sam", weights=str(tmp_path / "absent.pth"))
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="not a segment-anything checkpoint"):
+    with pytest.raises(WeightsError, match=r"other.pth .*checkpoint of SAM"):
         load_refiner("sam", weights=str(tmp_path / "other.pth"))
     with pytest.raises(ConfigError, match="needs `weights`"):
         load_refiner("sam")

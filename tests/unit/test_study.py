@@ -1,5 +1,7 @@
 """Guards that a wrong configuration is one error that names every key and the nearest right one."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.workflow.study import TINY, changed
@@ -47,6 +49,16 @@ WRONG = [
     ({"datasets": {"busi": {"root": ""}}}, ("datasets.busi.root",)),
     ({"coarse__transunet__lr": float("inf")}, ("coarse.transunet.lr", "finite")),
     ({"compare__refine": {"grabcut": []}}, ("compare.refine.grabcut", "no prompt mode")),
+    ({"weights": {"accept": ["ultrasma"]}}, ("weights.accept", "Did you mean 'ultrasam'")),
+    ({"weights": {"mirrors": ["mirror.org"]}}, ("weights.mirrors", "mirror.org", "https://")),
+    (
+        {"refiners__tiny_sam": {"family": "ultrasam", "weights": "ultrasam"}},
+        ("refiners.tiny_sam.weights", "No commercial use", "weights: {accept: [ultrasam]}"),
+    ),
+    (
+        {"refiners__tiny_sam__weights": "ultrasam", "weights": {"accept": ["ultrasam"]}},
+        ("refiners.tiny_sam", "family 'ultrasam'"),
+    ),
     (
         {
             "datasets": {"busbra": {"root": "a", "folds": "published"}},
@@ -97,11 +109,33 @@ def test_missing_files_are_listed_before_anything_runs(tmp_path, monkeypatch):
             datasets={"busi": {"root": "nowhere"}},
             coarse__transunet__model="transunet",
             coarse__transunet__init="imagenet21k",
+            coarse__transunet__pretrained="own.npz",
         )
     )
     with pytest.raises(ConfigError) as error:
         study.require_files()
-    for part in ("nowhere", "R50%2BViT-B_16.npz", "init: random", "tiny_sam.pth"):
+    for part in ("nowhere", "own.npz", "R50%2BViT-B_16.npz", "init: random", "tiny_sam.pth"):
+        assert part in str(error.value)
+
+
+def test_published_weights_that_are_absent_are_no_error_but_damaged_ones_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    change = {
+        "coarse__transunet__model": "transunet",
+        "coarse__transunet__init": "imagenet21k",
+        "refiners__tiny_sam__weights": "sam_vit_b",
+    }
+    study = load_study(changed(TINY, **change))
+    study.require_files()
+    assert study.pretrained_file("transunet") == "resources/weights/R50+ViT-B_16.npz"
+    assert study.weights_file("tiny_sam") == "resources/weights/sam_vit_b_01ec64.pth"
+    assert study.weights_file("grabcut") is None
+    for file in (study.pretrained_file("transunet"), study.weights_file("tiny_sam")):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_bytes(b"cut off")
+    with pytest.raises(ConfigError) as error:
+        study.require_files()
+    for part in ("R50+ViT-B_16.npz is damaged", "sam_vit_b_01ec64.pth has 7 bytes"):
         assert part in str(error.value)
 
 

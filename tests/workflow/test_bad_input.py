@@ -98,6 +98,13 @@ def test_fewer_groups_than_folds(tmp_path):
     [
         ({"coarse__transunet__epoch": 3}, ("coarse.transunet.epoch", "Did you mean 'epochs'")),
         ({"compare__refine": {"grabcut": ["msk"]}}, ("msk", "Did you mean 'mask'")),
+        (
+            {
+                "refiners": {"ultrasam": {"family": "ultrasam", "weights": "ultrasam"}},
+                "compare__refine": {"ultrasam": ["box_loose"]},
+            },
+            ("refiners.ultrasam.weights", "No commercial use", "weights: {accept: [ultrasam]}"),
+        ),
     ],
 )
 def test_configuration_errors_stop_even_the_plan(tmp_path, change, names):
@@ -109,7 +116,12 @@ def test_configuration_errors_stop_even_the_plan(tmp_path, change, names):
 
 
 def test_pretrained_weights_are_asked_for(tmp_path):
-    study = changed(PLAIN, coarse__transunet__model="transunet", coarse__transunet__init=None)
+    study = changed(
+        PLAIN,
+        coarse__transunet__model="transunet",
+        coarse__transunet__init=None,
+        coarse__transunet__pretrained="own.npz",
+    )
     write_study(tmp_path, study)
     failing_run(tmp_path, "coarse.transunet.pretrained", "R50%2BViT-B_16.npz", "init: random")
 

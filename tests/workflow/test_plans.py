@@ -35,10 +35,14 @@ def test_the_default_study_plans(fresh):
     result = snakemake(fresh, "-n", "all")
     assert result.returncode == 0, result.stderr + result.stdout
     jobs = planned(result.stdout + result.stderr)
-    # 2 datasets x 5 folds; one coarse model; seven refined methods.
+    # 2 datasets x 5 folds; one coarse model; eight refined methods.
     assert jobs["train_coarse"] == 10
-    assert jobs["refine_masks"] == 70
-    assert jobs["score_masks"] == 80
+    assert jobs["refine_masks"] == 80
+    assert jobs["score_masks"] == 90
+    # Two refiners see the full images, one of them crops too.
+    assert jobs["embed_images"] == 30
+    # TransUNet's start, SAM and MedSAM: none of them is in a fresh checkout.
+    assert jobs["fetch_weights"] == 3
 
 
 @pytest.mark.parametrize("profile", ["slurm", "profiles/slurm", "profiles/workstation"])
@@ -59,7 +63,7 @@ def test_a_subset_of_folds_plans_only_those(fresh, tmp_path):
     (tmp_path / "quick.yaml").write_text(text.replace("run: all ", "run: [0] "))
     result = snakemake(fresh, "--configfile", str(tmp_path / "quick.yaml"), "-n", "all")
     jobs = planned(result.stdout + result.stderr)
-    assert (jobs["train_coarse"], jobs["refine_masks"], jobs["split_folds"]) == (2, 14, 2)
+    assert (jobs["train_coarse"], jobs["refine_masks"], jobs["split_folds"]) == (2, 16, 2)
 
 
 def test_the_catalog_entry_plans(fresh):
@@ -81,9 +85,10 @@ def test_missing_data_stops_a_real_run_before_its_first_job(fresh):
     result = snakemake(fresh, "--cores", "1", "all")
     output = result.stdout + result.stderr
     assert result.returncode != 0
-    for part in ("datasets.busi.root", "data/BUSI", "R50", "sam_vit_b_01ec64.pth"):
+    for part in ("datasets.busi.root", "data/BUSI", "datasets.busbra.root"):
         assert part in output
     assert not (fresh / "results" / "main" / "busi").exists()
+    assert not (fresh / "resources").exists()
 
 
 def test_lint_is_clean(fresh):

@@ -49,6 +49,20 @@ def test_expand_reruns_only_its_prompt_mode(folder):
     assert set(jobs) == {"make_prompts", "refine_masks", "score_masks"} | REPORT
 
 
+def test_place_and_limit_of_the_shelf_of_embeddings_rerun_no_number(folder):
+    jobs = plan(folder, changed(TINY, embeddings={"folder": "elsewhere", "limit_gb": 3}))
+    assert set(jobs) == {"write_report"}  # it shows the configuration
+
+
+def test_a_prompt_mode_of_another_view_encodes_only_that_view(folder):
+    crop = {"kind": "box", "crop": {"expand": 0.3, "min_size": 16}}
+    study = changed(TINY, prompts__box_crop=crop)
+    study["compare"]["refine"]["tiny_sam"] = ["box_loose", "box_crop"]
+    jobs = plan(folder, study)
+    assert (jobs["embed_images"], jobs["make_prompts"], jobs["refine_masks"]) == (2, 2, 2)
+    assert not {"train_coarse", "predict_coarse"} & set(jobs)
+
+
 def test_epochs_rerun_training_and_what_follows(folder):
     jobs = plan(folder, changed(TINY, coarse__transunet__epochs=3))
     assert jobs["train_coarse"] == 2
@@ -62,7 +76,7 @@ def test_epochs_rerun_training_and_what_follows(folder):
 def test_replaced_weights_rerun_what_they_made(study_copy):
     write_tiny_sam(study_copy / "tiny_sam.pth", seed=1)
     jobs = planned(run_snakemake(study_copy, "--dry-run"))
-    assert jobs["embed_images"] == 1
+    assert jobs["embed_images"] == 2
     assert jobs["refine_masks"] == 2
     assert not {"train_coarse", "make_prompts"} & set(jobs)
 

@@ -42,6 +42,11 @@ def test_every_artifact_is_where_the_design_says(finished_study):
             table = rows(run / "busi" / "scores" / method / f"fold{fold}.csv")
             assert {row["case"] for row in table} == test
             assert {row["oracle"] for row in table} == {str("oracle" in method).lower()}
+        tables = list((run / "busi" / "embeddings").glob(f"tiny_sam_*/full/fold{fold}.csv"))
+        tables += [run / "busi" / "masks" / name / f"fold{fold}.csv" for name in METHODS[1:]]
+        assert len(tables) == 4
+        for path in tables:
+            assert {row["case"] for row in rows(path)} == test
     assert {row["method"] for row in rows(run / "report" / "scores.csv")} == set(METHODS)
 
 

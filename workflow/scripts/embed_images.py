@@ -1,4 +1,4 @@
-"""Encode every image of a dataset once."""
+"""Encode the test images of a fold, as one view shows them, and index them on the shelf."""
 
 from ultrarefiner.jobs import job
 from ultrarefiner.refine.jobs import embed_images
@@ -7,8 +7,14 @@ with job(snakemake):
     embed_images(
         family=snakemake.params.family,
         weights=snakemake.params.weights,
+        options=snakemake.params.options,
         images=snakemake.input.images,
-        cases=snakemake.input.cases,
-        output=snakemake.output.embeddings,
+        splits=snakemake.input.splits,
+        fold=int(snakemake.wildcards.fold),
+        masks=snakemake.input.get("masks") or None,
+        window=snakemake.params.window,
+        shelf=snakemake.resources.shelf,
+        limit_gb=snakemake.resources.shelf_mb / 1000,
+        output=snakemake.output.index,
         device=snakemake.params.device,
     )

@@ -12,6 +12,9 @@ with job(snakemake):
         images=snakemake.input.images,
         soft_masks=snakemake.input.soft_masks,
         embeddings=snakemake.input.get("embeddings") or None,
+        shelf=snakemake.resources.shelf,
+        limit_gb=snakemake.resources.shelf_mb / 1000,
         output=snakemake.output.masks,
+        table=snakemake.output.table,
         device=snakemake.params.device,
     )

@@ -134,8 +134,9 @@ class PromptConfig(Section):
         if self.crop is None:
             return None
         noise = self.noise or NoiseConfig.model_construct(box=0.0, point=0.0, seed=0)
-        expand = max(self.expand or 0.0, NEGATIVE_REACH if self.negative else 0.0)
-        reach = max(expand + noise.box * (1 + 2 * expand), noise.point)
+        expand = max(self.expand or 0.0, 0.0)
+        corner = NEGATIVE_REACH if self.negative else 0.0
+        reach = max(expand + noise.box * (1 + 2 * expand), corner + noise.point)
         return WindowRecipe(crop=self.crop, reach=0.0 if reach <= self.crop.expand else reach)
 
 

@@ -26,12 +26,26 @@ from segment_anything.modeling import (
 )
 
 from ultrarefiner.errors import WeightsError
-from ultrarefiner.models.state_dict import listing, misfits, read_state_dict
-from ultrarefiner.registry import Registry
+from ultrarefiner.models.attention import fuse_attention
+from ultrarefiner.models.state_dict import (
+    Layout,
+    State,
+    listing,
+    read_state_dict,
+    refuse_foreign,
+    refuse_misfits,
+)
+from ultrarefiner.registry import Registry, resolve
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
+_PIXEL_CONSTANTS = {
+    "pixel_mean": PIXEL_MEAN,
+    "pixel_std": PIXEL_STD,
+    "data_preprocessor.mean": PIXEL_MEAN,
+    "data_preprocessor.std": PIXEL_STD,
+}
 _DECODER_HEADS = 8  # the one size that leaves no trace in a tensor's shape; 8 in every SAM
 # Tensors whose shapes tell the architecture, with their number of dimensions.
 _TELLING = {
@@ -46,7 +60,10 @@ _TELLING = {
     "mask_decoder.mask_tokens.weight": 2,
     "mask_decoder.iou_prediction_head.layers.0.weight": 2,
 }
-_CURE = "Use a whole checkpoint of the SAM layout, such as sam_vit_b_01ec64.pth or medsam_vit_b.pth"
+SAM_LAYOUT = Layout(
+    "SAM", "Use a whole checkpoint of SAM, such as sam_vit_b_01ec64.pth or medsam_vit_b.pth"
+)
+"""Segment-anything's own names."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +153,9 @@ def load_sam(path: str | Path, family: str = "sam") -> Sam:
     Args:
         path: A ``.safetensors`` file, or one that ``torch.save`` wrote (``.pth``, ``.pt``): a flat
             state dict, or one under ``model``, ``state_dict`` or ``model_state_dict``; key
-            prefixes ``module.``, ``sam.`` and ``model.`` are taken off when every key has them.
-        family: Layout of the file; a row of ``SAM_FAMILIES``.
+            prefixes ``module.``, ``sam.`` and ``model.`` are taken off when every key has them;
+            LoRA layers are merged if the file has their ``lora_config``.
+        family: Kind of model; a row of ``SAM_FAMILIES``.
 
     Returns:
         The segment-anything model, float32, in eval mode, on the CPU.
@@ -147,33 +165,57 @@ def load_sam(path: str | Path, family: str = "sam") -> Sam:
         WeightsError: The file is absent, damaged or of another layout, or any key is missing,
             unexpected or of another shape; the message lists them.
     """
-    return SAM_FAMILIES[family](Path(path))
+    return resolve(SAM_FAMILIES[family])(Path(path))
 
 
-def _load_plain_sam(path: Path) -> Sam:
-    state = read_state_dict(path)
-    _drop_pixel_constants(path, state)
-    sam = build_sam(infer_architecture(path, state))
-    problems = misfits(state, sam.state_dict())
-    if problems:
-        raise WeightsError(
-            f"{path} is not a whole SAM checkpoint; nothing was loaded: {'; '.join(problems)}. "
-            f"{_CURE}."
-        )
+SAM_FAMILIES: Registry[str] = Registry(
+    "SAM family",
+    {
+        "sam": "ultrarefiner.models.sam:load_plain_sam",
+        "ultrasam": "ultrarefiner.models.ultrasam:load_ultrasam",
+        "mobile_sam": "ultrarefiner.models.mobile_sam:load_mobile_sam",
+    },
+)
+"""Loaders of the families, as "module:attribute"; called with the path."""
+
+
+def load_plain_sam(path: Path) -> Sam:
+    """Load a checkpoint that has segment-anything's names; see ``load_sam``."""
+    return sam_from_state(path, read_state_dict(path), SAM_LAYOUT)
+
+
+def sam_from_state(path: Path, state: State, layout: Layout) -> Sam:
+    """Build the model that a state dict describes, and fill it whole.
+
+    Args:
+        path: The file it comes from, for the error message.
+        state: Tensors under the file's own names.
+        layout: What it is, and how its names become SAM's.
+
+    Returns:
+        The model, float32, in eval mode, on the CPU.
+
+    Raises:
+        WeightsError: It is another model's, or a key is missing, unexpected or of another shape;
+            the message lists them.
+    """
+    refuse_foreign(path, state, layout)
+    state = without_pixel_constants(path, state, layout)
+    converted = layout.to_sam(state)
+    sam = build_sam(infer_architecture(path, converted, layout))
+    refuse_misfits(path, state, layout.from_sam(sam.state_dict()), layout)
     # assign: the model was built without memory, the file's tensors become its own.
-    sam.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    sam.load_state_dict({key: value.float() for key, value in converted.items()}, assign=True)
     return sam.eval()
 
 
-SAM_FAMILIES = Registry("SAM family", {"sam": _load_plain_sam})
-
-
-def infer_architecture(path: Path, state: Mapping[str, torch.Tensor]) -> SamArchitecture:
+def infer_architecture(path: Path, state: State, layout: Layout = SAM_LAYOUT) -> SamArchitecture:
     """Read the architecture off the tensor shapes of a state dict.
 
     Args:
         path: The file they come from, for the error message.
         state: Tensors by their SAM name.
+        layout: What the file is, for the error message.
 
     Raises:
         WeightsError: Telling tensors are absent or have impossible shapes.
@@ -181,15 +223,19 @@ def infer_architecture(path: Path, state: Mapping[str, torch.Tensor]) -> SamArch
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     absent = [key for key in _TELLING if key not in shapes]
     if absent:
+        missing, names = (
+            list(dict.fromkeys(map(layout.name_of, keys))) for keys in (absent, shapes)
+        )
+        whole = "is not a whole" if len(absent) < len(_TELLING) else "has nothing of a"
         raise WeightsError(
-            f"{path} is not a segment-anything checkpoint: {listing('missing', absent)}; it has "
-            f"{listing('tensors', list(shapes))}. {_CURE}."
+            f"{path} {whole} checkpoint of {layout.what}: of the tensors that tell its sizes, "
+            f"{listing('missing', missing)}; it has {listing('tensors', names)}. {layout.cure}."
         )
     tell = {key: shapes[key] for key in _TELLING}
     odd = [key for key, rank in _TELLING.items() if len(tell[key]) != rank or 0 in tell[key]]
     if odd:
         described = [f"{key} {shapes[key]}" for key in odd]
-        raise WeightsError(f"{path}: {listing('of impossible shape', described)}. {_CURE}.")
+        raise WeightsError(f"{path}: {listing('of impossible shape', described)}. {layout.cure}.")
     grid, embed_dim = tell["image_encoder.pos_embed"][1::2]
     head_dim = tell["image_encoder.blocks.0.attn.rel_pos_w"][1]
     prompt_dim = tell["prompt_encoder.no_mask_embed.weight"][1]
@@ -203,7 +249,7 @@ def infer_architecture(path: Path, state: Mapping[str, torch.Tensor]) -> SamArch
         or tell[cross][0] % _DECODER_HEADS
     ):
         sizes = ", ".join(f"{key} {shape}" for key, shape in tell.items())
-        raise WeightsError(f"{path}: these shapes fit no SAM: {sizes}. {_CURE}.")
+        raise WeightsError(f"{path}: these shapes fit no {layout.what}: {sizes}. {layout.cure}.")
     depth = _count(shapes, "image_encoder.blocks")
     spans = [shapes.get(f"image_encoder.blocks.{i}.attn.rel_pos_w", (0,))[0] for i in range(depth)]
     windows = Counter((span + 1) // 2 for span in spans if span not in (0, 2 * grid - 1))
@@ -271,23 +317,34 @@ def build_sam(architecture: SamArchitecture) -> Sam:
                 iou_head_hidden_dim=a.iou_hidden,
             ),
         )
-    # Not part of a state dict, so nothing would fill them later.
-    sam.pixel_mean = torch.tensor(PIXEL_MEAN).view(-1, 1, 1)
-    sam.pixel_std = torch.tensor(PIXEL_STD).view(-1, 1, 1)
+    fuse_attention(sam.image_encoder)
+    set_pixel_constants(sam)
     return sam
 
 
-def _drop_pixel_constants(path: Path, state: dict[str, torch.Tensor]) -> None:
-    """Take out the pixel mean and std that some tools save, if they are SAM's own."""
-    for key, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
+def set_pixel_constants(sam: Sam) -> None:
+    """Fill the mean and std of the pixels, which are in no state dict, in place."""
+    sam.pixel_mean = torch.tensor(PIXEL_MEAN).view(-1, 1, 1)
+    sam.pixel_std = torch.tensor(PIXEL_STD).view(-1, 1, 1)
+
+
+def without_pixel_constants(path: Path, state: State, layout: Layout) -> dict[str, torch.Tensor]:
+    """Return a state dict without the pixel mean and std that some tools save.
+
+    Raises:
+        WeightsError: They are not SAM's own.
+    """
+    state = dict(state)
+    for key, values in _PIXEL_CONSTANTS.items():
         found = state.pop(key, None)
         if found is None:
             continue
         if found.numel() != 3 or not torch.allclose(found.flatten().float(), torch.tensor(values)):
             raise WeightsError(
                 f"{path}: {key} is {found.flatten().tolist()}, SAM's is {list(values)}: this model "
-                f"sees other pixels than SAM. {_CURE}."
+                f"sees other pixels than SAM. {layout.cure}."
             )
+    return state
 
 
 def _count(shapes: Mapping[str, Any], prefix: str) -> int:

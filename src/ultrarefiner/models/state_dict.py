@@ -1,25 +1,91 @@
-"""State dicts from files: one reader, one comparison, errors that say what the file really is."""
+"""State dicts from files: one reader, one comparison, errors that say whose tensors they are."""
 
 from __future__ import annotations
 
-import pickle
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from ultrarefiner.errors import WeightsError
+from ultrarefiner.models.checkpoint_file import read_checkpoint
+from ultrarefiner.models.lora import merge_lora_layers
 
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 PREFIXES = ("module.", "sam.", "model.")
 
+State = Mapping[str, torch.Tensor]
+
 _LISTED = 10
-_AGAIN = "Delete it and download it again"
-_WEB_PAGE = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
+# What stands at the beginning of a name in SAM's and in UltraSAM's files.
+_PARTS = re.compile(
+    r"(?:^|(?<=\.))(?:image_encoder|prompt_encoder|mask_decoder|backbone|bbox_head)\."
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a kind of checkpoint is called, and how it names SAM's tensors.
+
+    Attributes:
+        what: The model's name, for error messages.
+        cure: What to use instead of a wrong file, for error messages.
+        family: The row of ``SAM_FAMILIES`` that loads it.
+        to_sam: Brings tensors from the file's names to SAM's; unknown names stay.
+        from_sam: Brings a whole model's tensors from SAM's names to the file's.
+        name_of: The file's name of the tensor that holds SAM's tensor of a name.
+    """
+
+    what: str
+    cure: str
+    family: str = "sam"
+    to_sam: Callable[[State], dict[str, torch.Tensor]] = dict
+    from_sam: Callable[[State], dict[str, torch.Tensor]] = dict
+    name_of: Callable[[str], str] = str
+
+
+@dataclass(frozen=True)
+class _Foreign:
+    """A layout that is easily taken for SAM's: what it is, and how one of its keys begins."""
+
+    what: str
+    key: re.Pattern[str]
+    cure: str = ""
+    family: str = ""
+
+
+_FOREIGN = (
+    _Foreign(
+        "a SAM 2 model (MedSAM2 is one), which is built otherwise and does not load here",
+        re.compile(r"image_encoder\.trunk\.|memory_(attention|encoder)\.|sam_mask_decoder\."),
+    ),
+    _Foreign(
+        "SAM-Med2D, whose encoder has adapters that SAM's has not; there is no family for it",
+        re.compile(r"image_encoder\.blocks\.\d+\.Adapter\."),
+    ),
+    _Foreign(
+        "UltraSAM",
+        re.compile(r"backbone\.(layers|channel_reduction)\.|prompt_encoder\.label_encoder\."),
+        "Load it with `family: ultrasam`",
+        "ultrasam",
+    ),
+    _Foreign(
+        "a SAM with a TinyViT encoder (MobileSAM)",
+        re.compile(r"image_encoder\.(layers\.\d+\.|patch_embed\.seq\.)"),
+        "Load it with `family: mobile_sam`",
+        "mobile_sam",
+    ),
+    _Foreign(
+        "a SAM under the names of the transformers package",
+        re.compile(r"vision_encoder\."),
+    ),
+    _Foreign("TransUNet", re.compile(r"transformer\.(embeddings|encoder)\.|decoder\.conv_more\.")),
+    _Foreign("a ResNet", re.compile(r"layer[1-4]\.\d+\.conv1\.")),
+)
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
@@ -27,12 +93,14 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
     Args:
         path: A ``.safetensors`` file, else one that ``torch.save`` wrote. The state dict may lie
-            under one of ``WRAPPERS``; a prefix of ``PREFIXES`` that every key has is taken off.
+            under one of ``WRAPPERS``; a prefix of ``PREFIXES`` that every key has is taken off;
+            LoRA layers are merged, with the ``lora_config`` that lies beside the state dict.
 
     Raises:
         WeightsError: The file is absent, damaged, or holds something else than one state dict.
     """
-    state = _read_file(path)
+    state = read_checkpoint(path)
+    beside: Mapping[str, Any] = {}
     if not isinstance(state, Mapping):
         raise WeightsError(
             f"{path} holds a {type(state).__name__}, not a state dict. Save `model.state_dict()`."
@@ -43,20 +111,81 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             f"{path} holds several state dicts ({', '.join(wrappers)}). Save the one you mean alone."
         )
     if wrappers:
-        state = state[wrappers[0]]
+        beside, state = state, state[wrappers[0]]
     others = [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if others or not state:
         raise WeightsError(
             f"{path} is not a state dict: {listing('entries that are not tensors', others)}. Save "
             f"the state dict alone, or under one of the names {', '.join(WRAPPERS)}."
         )
-    state = {str(key): value for key, value in state.items()}
+    state = {str(key): value.detach() for key, value in state.items()}
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    return merge_lora_layers(path, state, beside.get("lora_config"))
 
 
-def misfits(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> list[str]:
+def refuse_foreign(path: Path, state: State, layout: Layout) -> None:
+    """Refuse a state dict whose names are known to be another model's, or have another prefix.
+
+    Args:
+        path: The file it comes from, for the error message.
+        state: Tensors under the file's own names.
+        layout: What it should be.
+
+    Raises:
+        WeightsError: The message says whose names they are, and what to do.
+    """
+    for foreign in _FOREIGN:
+        sign = next((key for key in state if foreign.key.match(key)), None)
+        if sign is not None and foreign.family != layout.family:
+            raise WeightsError(
+                f"{path} is not a checkpoint of {layout.what}: names such as {sign} are those of "
+                f"{foreign.what}. {foreign.cure or layout.cure}."
+            )
+    prefixes = Counter(key[: match.start()] for key in state if (match := _PARTS.search(key)))
+    prefix = max(prefixes, key=lambda name: prefixes[name], default="")
+    if not prefix:
+        return
+    known = ", ".join(f"'{name}'" for name in PREFIXES)
+    without = [key for key in state if not key.startswith(prefix)]
+    if without:
+        raise WeightsError(
+            f"{path}: {len(state) - len(without)} of {len(state)} names begin with '{prefix}' and "
+            f"{listing('do not', without)}. A prefix ({known}) is taken off only when every name "
+            f"has it. Save the state dict of the {layout.what} alone."
+        )
+    raise WeightsError(
+        f"{path}: every name begins with '{prefix}', which is not one of the prefixes that are "
+        f"taken off ({known}). Rename them and save the file again: "
+        f"{{name.removeprefix('{prefix}'): value for name, value in state.items()}}."
+    )
+
+
+def refuse_misfits(path: Path, state: State, wanted: State, layout: Layout) -> None:
+    """Refuse a state dict that does not fill a model exactly.
+
+    Args:
+        path: The file it comes from, for the error message.
+        state: Tensors under the file's own names.
+        wanted: The model's tensors under the same names; only their shapes count.
+        layout: What it should be.
+
+    Raises:
+        WeightsError: Keys are missing, unexpected, of another shape or type, or hold NaN; the
+            message lists them.
+    """
+    problems = misfits(state, wanted)
+    if not problems:
+        return
+    mixed = any(key in state and state[key].shape != wanted[key].shape for key in wanted)
+    advice = "Tensors of models of different sizes are mixed in it. " if mixed else ""
+    raise WeightsError(
+        f"{path} is not a whole checkpoint of {layout.what}; nothing was loaded: "
+        f"{'; '.join(problems)}. {advice}{layout.cure}."
+    )
+
+
+def misfits(state: State, wanted: State) -> list[str]:
     """Return what keeps ``state`` from filling a model with state dict ``wanted``.
 
     Returns:
@@ -69,7 +198,7 @@ def misfits(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor
         found = state[key]
         if found.shape != wanted[key].shape:
             reshaped.append(f"{key} {tuple(found.shape)} instead of {tuple(wanted[key].shape)}")
-        elif not found.is_floating_point():
+        elif not found.is_floating_point() or found.layout is not torch.strided:
             not_float.append(f"{key} ({found.dtype})")
         elif not bool(torch.isfinite(found).all()):
             not_finite.append(key)
@@ -87,51 +216,3 @@ def listing(what: str, items: list[str]) -> str:
     """Return ``"12 what: a, b, ..., and 2 more"`` with the first ten items."""
     more = f", and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
     return f"{len(items)} {what}{': ' if items else ''}{', '.join(items[:_LISTED])}{more}"
-
-
-def _read_file(path: Path) -> Any:
-    try:
-        with open(path, "rb") as handle:
-            start = handle.read(512)
-    except OSError as error:
-        raise WeightsError(
-            f"cannot read weights {path}: {error.strerror}. Put the file there, or correct `weights`."
-        ) from None
-    if not start:
-        raise WeightsError(f"{path} is empty (0 bytes). {_AGAIN}.")
-    if _WEB_PAGE.match(start):
-        raise WeightsError(
-            f"{path} is a web page, not weights: the server answered with a log-in or error page. "
-            f"{_AGAIN}, in a browser if it must be."
-        )
-    if start.startswith(b"version https://git-lfs"):
-        raise WeightsError(
-            f"{path} is a Git LFS pointer, not the weights. Run `git lfs pull` there."
-        )
-    if start.startswith(b"PK") and b".npy" in start:
-        raise WeightsError(
-            f"{path} is a NumPy archive (npz), not a PyTorch or safetensors checkpoint. Name the "
-            "model's .pth, .pt or .safetensors file instead."
-        )
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(
-                f"{path} is a damaged safetensors file ({error}). {_AGAIN}."
-            ) from None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not re.search(r"Unsupported (global|class)|was not an allowed global", str(error)):
-            raise WeightsError(f"{path} is not a PyTorch checkpoint. {_AGAIN}.") from None
-        raise WeightsError(
-            f"{path} holds Python objects besides tensors; loading them could run any code, so it "
-            "is refused. If you trust its source, save its state dict alone, once: "
-            "torch.save(torch.load(PATH, weights_only=False)['model'], NEW_PATH)."
-        ) from None
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError) as error:
-        detail = " ".join(str(error).split())[:120]
-        raise WeightsError(
-            f"{path} is damaged, cut short or not a PyTorch checkpoint ({detail}). {_AGAIN}."
-        ) from None

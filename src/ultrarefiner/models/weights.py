@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -22,41 +23,55 @@ class WeightsFile:
 
     Attributes:
         file: Name of the file in the weights folder.
-        url: Where the authors publish it.
-        bytes: Size of the published file; None when unknown.
+        urls: Where it is published, the authors' own address first.
+        bytes: Size of the published file.
         licence: SPDX name of the licence.
         terms: What the licence asks of a user, and what else to know before a use.
         citation: The paper to cite.
-        family: Which loader reads it: "transunet" or "sam".
+        family: Which loader reads it: "transunet", or a family of ``load_sam``.
         trained_on: What the weights have seen, for judging a score on public images.
+        seen: The datasets among that, by the name of their layout; for MedSAM as far as known.
+        checksum: "sha256:..." or "md5:..." of the published file; None where nobody vouches for
+            one: then the file is trusted on first use, recorded, and compared from then on.
+        accept: Whether a user has to accept the terms by name before the file is fetched or used.
     """
 
     file: str
-    url: str
-    bytes: int | None
+    urls: tuple[str, ...]
+    bytes: int
     licence: str
     terms: str
     citation: str
     family: str
     trained_on: str
+    seen: tuple[str, ...] = ()
+    checksum: str | None = None
+    accept: bool = False
+
+    @property
+    def size(self) -> str:
+        """The size in words: "375 MB"."""
+        return f"{self.bytes / 1e6:.0f} MB"
 
 
 _APACHE = "Free use and redistribution with the licence text and a note of changes."
-_SAM_PAPER = "Kirillov et al., Segment Anything, ICCV 2023, arXiv 2304.02643"
-_SAM_DATA = "SA-1B: 11 million photographs; no medical images."
 _SAM_FOLDER = "https://dl.fbaipublicfiles.com/segment_anything"
+_MOBILE_SAM = "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM"
 
 
-def _sam(file: str, size: int) -> WeightsFile:
+def _sam(file: str, size: int, digest: str) -> WeightsFile:
     return WeightsFile(
         file=file,
-        url=f"{_SAM_FOLDER}/{file}",
+        urls=(f"{_SAM_FOLDER}/{file}",),
         bytes=size,
         licence="Apache-2.0",
         terms=_APACHE,
-        citation=_SAM_PAPER,
+        citation="Kirillov et al., Segment Anything, ICCV 2023, arXiv 2304.02643",
         family="sam",
-        trained_on=_SAM_DATA,
+        trained_on="SA-1B: 11 million photographs; no medical images.",
+        # Meta publishes the first digits of the MD5, in the file's name; this SHA-256 is pinned by
+        # many independent projects.
+        checksum=f"sha256:{digest}",
     )
 
 
@@ -65,7 +80,7 @@ WEIGHTS: Registry[WeightsFile] = Registry(
     {
         "r50_vit_b_16": WeightsFile(
             file="R50+ViT-B_16.npz",
-            url="https://storage.googleapis.com/vit_models/imagenet21k/R50%2BViT-B_16.npz",
+            urls=("https://storage.googleapis.com/vit_models/imagenet21k/R50%2BViT-B_16.npz",),
             bytes=461_217_452,
             licence="Apache-2.0",
             terms=_APACHE,
@@ -74,38 +89,152 @@ WEIGHTS: Registry[WeightsFile] = Registry(
             family="transunet",
             trained_on="ImageNet-21k: 14 million photographs; no medical images.",
         ),
-        "sam_vit_b": _sam("sam_vit_b_01ec64.pth", 375_042_383),
-        "sam_vit_l": _sam("sam_vit_l_0b3195.pth", 1_249_524_607),
-        "sam_vit_h": _sam("sam_vit_h_4b8939.pth", 2_564_550_879),
+        "sam_vit_b": _sam(
+            "sam_vit_b_01ec64.pth",
+            375_042_383,
+            "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        ),
+        "sam_vit_l": _sam(
+            "sam_vit_l_0b3195.pth",
+            1_249_524_607,
+            "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        ),
+        "sam_vit_h": _sam(
+            "sam_vit_h_4b8939.pth",
+            2_564_550_879,
+            "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        ),
+        "mobile_sam": WeightsFile(
+            file="mobile_sam.pt",
+            urls=(
+                f"{_MOBILE_SAM}/master/weights/mobile_sam.pt",
+                f"{_MOBILE_SAM}/f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/mobile_sam.pt",
+            ),
+            bytes=40_728_226,
+            licence="Apache-2.0",
+            terms=_APACHE,
+            citation="Zhang et al., Faster Segment Anything: Towards Lightweight SAM for Mobile "
+            "Applications, 2023, arXiv 2306.14289",
+            family="mobile_sam",
+            trained_on="A part of SA-1B (photographs), with SAM ViT-H as teacher; no medical "
+            "images.",
+            checksum="sha256:6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        ),
         "medsam_vit_b": WeightsFile(
             file="medsam_vit_b.pth",
-            url="https://zenodo.org/records/10689643/files/medsam_vit_b.pth",
+            urls=("https://zenodo.org/records/10689643/files/medsam_vit_b.pth",),
             bytes=375_049_145,
             licence="Apache-2.0",
             terms=f"{_APACHE} The Zenodo record 10689643 is marked CC-BY-4.0: credit the authors.",
             citation="Ma et al., Segment Anything in Medical Images, Nature Communications 15, "
             "654, 2024, doi 10.1038/s41467-024-44824-z",
             family="sam",
-            trained_on="1.57 million public medical image-mask pairs of ten modalities, "
-            "ultrasound among them: it may have seen the images of a public dataset.",
+            trained_on="1.57 million public medical image-mask pairs of ten modalities, among them "
+            "breast lesions in ultrasound, most likely BUSI.",
+            seen=("busi",),
+            checksum="md5:3bb6db55bd0c9ca30b61248bca72f8d6",  # as Zenodo publishes it
+        ),
+        "ultrasam": WeightsFile(
+            file="UltraSam.pth",
+            urls=("https://s3.unistra.fr/camma_public/github/ultrasam/UltraSam.pth",),
+            bytes=381_156_023,
+            licence="CC-BY-NC-SA-4.0",
+            terms="No commercial use; credit the authors; what you make of the weights and pass on "
+            "has to carry the same licence.",
+            citation="Meyer et al., UltraSam: a foundation model for ultrasound using large "
+            "open-access segmentation datasets, International Journal of Computer Assisted "
+            "Radiology and Surgery 21, 93-102, 2026, doi 10.1007/s11548-025-03517-8",
+            family="ultrasam",
+            trained_on="US-43d: 43 public ultrasound datasets with 282,000 images, among them "
+            "BUSI, BUS-BRA (all but fold 1 of its partition), BUS (Dataset B), BUS_UC, BUS_UCLM, "
+            "BrEaST and STU-Hospital.",
+            seen=("busi", "busbra", "stu", "bus", "udiat", "bus_uc", "bus_uclm", "breast", "buid"),
+            accept=True,
         ),
     },
 )
 
 
-def _row_of_file(path: Path) -> tuple[str, WeightsFile] | None:
-    return next(((name, row) for name, row in WEIGHTS.items() if row.file == path.name), None)
+def registered(name_or_path: str | Path) -> str | None:
+    """Return the row that a name, or the path of its file in ``FOLDER``, stands for; else None."""
+    text = str(name_or_path)
+    if text in WEIGHTS and not isinstance(name_or_path, Path):
+        return text
+    path = Path(text)
+    return next((name for name, row in WEIGHTS.items() if path == Path(FOLDER) / row.file), None)
+
+
+def weights_path(name_or_path: str | Path) -> Path:
+    """Return the path that a name of the table, or a path, stands for, there or not."""
+    name = registered(name_or_path)
+    return Path(name_or_path) if name is None else Path(FOLDER) / WEIGHTS[name].file
+
+
+def absent_files(folder: str | Path = FOLDER) -> list[str]:
+    """Return the files of the table that are not in the weights folder."""
+    return [row.file for row in WEIGHTS.values() if not (Path(folder) / row.file).is_file()]
+
+
+def name_of_file(file: str) -> str | None:
+    """Return the row whose file has this name."""
+    return next((name for name, row in WEIGHTS.items() if row.file == file), None)
+
+
+def to_be_fetched(name_or_path: str | Path) -> bool:
+    """Whether a name or a path stands for a file of the table that is not there yet."""
+    return registered(name_or_path) is not None and not weights_path(name_or_path).is_file()
+
+
+def planned_file(name_or_path: str | None) -> str | None:
+    """Return the path of a file that is there or will be fetched; None: no file, or an absent one."""
+    if name_or_path is None:
+        return None
+    path = weights_path(name_or_path)
+    return str(path) if path.is_file() or registered(name_or_path) else None
+
+
+def unaccepted_terms(name_or_path: str | Path, accepted: Collection[str]) -> str | None:
+    """Return what a user has to accept before weights are used; None if there is nothing.
+
+    Args:
+        name_or_path: A row of ``WEIGHTS``, or a path: a copy of a published file has its terms.
+        accepted: The rows whose terms were accepted.
+    """
+    name = registered(name_or_path) or name_of_file(Path(name_or_path).name)
+    if name is None or not WEIGHTS[name].accept or name in accepted:
+        return None
+    return terms_to_accept(name, WEIGHTS[name])
+
+
+def terms_to_accept(name: str, row: WeightsFile) -> str:
+    """Return the terms of weights, and where to say that they are accepted."""
+    return (
+        f"weights '{name}' come under {row.licence}: {row.terms} If you accept that, say so: "
+        f"`weights: {{accept: [{name}]}}` in the study's config, `--accept {name}` on the command "
+        "line."
+    )
+
+
+def how_to_get(name: str, row: WeightsFile, target: Path) -> str:
+    """Return the words that tell how a file comes to where it is looked for."""
+    folder = "" if target.parent == Path(FOLDER) else f" --folder {target.parent}"
+    accept = f" --accept {name}" if row.accept else ""
+    return (
+        f"Run `ultrarefiner fetch {name}{accept}{folder}` where there is internet and this folder "
+        f"({Path.cwd()}) is seen, such as a cluster's login node; or download "
+        f"{' or '.join(row.urls)} ({row.size}, {row.licence}) and save it as {target.absolute()}"
+    )
 
 
 def _looks_like_path(text: str) -> bool:
     return "/" in text or "\\" in text or bool(Path(text).suffix)
 
 
-def _absent(name: str, row: WeightsFile, target: Path) -> WeightsError:
-    size = "" if row.bytes is None else f" ({row.bytes / 1e6:.0f} MB, {row.licence})"
+def _absent(name: str, target: Path) -> WeightsError:
     return WeightsError(
-        f"weights '{name}' are absent: {target} is not there. Download {row.url}{size} and save it "
-        f"as {target.absolute()}; or give the path of a copy in place of the name '{name}'."
+        f"weights '{name}' are absent: {target} is not there. "
+        f"{how_to_get(name, WEIGHTS[name], target)}; or give the path of a copy in place of the "
+        f"name '{name}'."
     )
 
 
@@ -118,22 +247,16 @@ def locate_weights(name_or_path: str | Path, folder: str | Path = FOLDER) -> Pat
         folder: The weights folder.
 
     Raises:
-        WeightsError: Unknown name (with the nearest known one), or no such file (with the
-            address to download it from and the place to put it).
+        WeightsError: Unknown name (with the nearest known one), no such file (with the address to
+            download it from and the place to put it), or a file of another size than the one that
+            the checksum belongs to.
     """
     text = str(name_or_path)
     if text in WEIGHTS and not isinstance(name_or_path, Path):
-        row = WEIGHTS[text]
-        target = Path(folder) / row.file
+        target = Path(folder) / WEIGHTS[text].file
         if not target.is_file():
-            raise _absent(text, row, target)
-        if row.bytes is not None and target.stat().st_size != row.bytes:
-            logger.warning(
-                "%s has %d bytes, the published file %d: cut off, or another file of that name",
-                target,
-                target.stat().st_size,
-                row.bytes,
-            )
+            raise _absent(text, target)
+        _check_size(text, target)
         return target
     path = Path(text)
     if path.is_file():
@@ -142,13 +265,31 @@ def locate_weights(name_or_path: str | Path, folder: str | Path = FOLDER) -> Pat
         raise WeightsError(
             f"{unknown_name('weights', text, WEIGHTS)} For a file of your own give its path."
         )
-    known = _row_of_file(path)
+    known = name_of_file(path.name)
     if known is not None:
-        raise _absent(*known, path)
+        raise _absent(known, path)
     what = "is a folder, not a file" if path.is_dir() else "no such weights file"
     raise WeightsError(
         f"{path}: {what}. Give the path of a weights file, or one of the known names: "
         f"{', '.join(sorted(WEIGHTS))}."
+    )
+
+
+def _check_size(name: str, target: Path) -> None:
+    row, found = WEIGHTS[name], target.stat().st_size
+    if found == row.bytes:
+        return
+    what = f"{target} has {found} bytes, the published file {row.bytes}: cut off, or another file"
+    if row.checksum is not None:
+        raise WeightsError(f"{what}. Delete it; {fetched_anew(name)}")
+    logger.warning("%s of that name", what)
+
+
+def fetched_anew(name: str) -> str:
+    """Return the words that tell what happens after a wrong file was deleted."""
+    return (
+        f"the next run, or `ultrarefiner fetch {name}`, fetches it anew. A file of your own needs "
+        "a place of its own: give its path instead of the name."
     )
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from ultrarefiner.config import NEGATIVE_REACH
 from ultrarefiner.errors import PromptError
 from ultrarefiner.prompts.base import Prompt
+from ultrarefiner.prompts.points import negative_point, spread_points
 from ultrarefiner.registry import Registry
 
 THRESHOLD = 0.5
 """A probability of at least this is lesion."""
+
+SPECK = 0.05
+"""A component smaller than this share of the largest gets no prompt of its own."""
+
+MOST_COMPONENTS = 20
+"""Prompts for components of one image; a mask of more is noise. UltraSAM was trained with 20."""
 
 Box = tuple[float, float, float, float]
 
@@ -76,75 +85,121 @@ def expand_box(box: Box, expand: float, image_hw: tuple[int, int]) -> Box:
     return max(x0 - dx, 0.0), max(y0 - dy, 0.0), min(x1 + dx, width), min(y1 + dy, height)
 
 
+def whole_box(box: Box) -> tuple[int, int, int, int]:
+    """Return the smallest half-open box of whole pixels that holds a box."""
+    x0, y0, x1, y1 = box
+    return math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)
+
+
+def _components(lesion: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Return the 8-connected components: labels (H, W), and which labels, largest first.
+
+    Of equals the first in reading order is first. Specks (``SPECK``) are left out, and what comes
+    after ``MOST_COMPONENTS``.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        lesion.astype(np.uint8), connectivity=8
+    )
+    areas, tops = stats[:, cv2.CC_STAT_AREA], stats[:, cv2.CC_STAT_TOP]
+    least = SPECK * areas[1:].max()
+    large = [i for i in range(1, count) if areas[i] >= least]
+    # How OpenCV numbers components is its own affair: the first pixel of each decides.
+    firsts = {i: (int(tops[i]), int(np.argmax(labels[tops[i]] == i))) for i in large}
+    return labels, sorted(large, key=lambda i: (-areas[i], firsts[i]))[:MOST_COMPONENTS]
+
+
 def largest_component(lesion: np.ndarray) -> np.ndarray:
     """Return the largest 8-connected component, bool (H, W); of equals the first in reading order.
 
     Args:
         lesion: bool (H, W) with at least one pixel set.
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        lesion.astype(np.uint8), connectivity=8
-    )
-    areas = stats[1:count, cv2.CC_STAT_AREA]
-    largest = 1 + np.flatnonzero(areas == areas.max())
-    # How OpenCV numbers components is its own affair.
-    flat = np.isin(labels, largest).ravel()
-    return labels == labels.ravel()[np.argmax(flat)]
+    labels, order = _components(lesion)
+    return labels == order[0]
+
+
+def lesion_components(lesion: np.ndarray) -> list[np.ndarray]:
+    """Return the 8-connected components, bool (H, W) each, largest first, without specks.
+
+    Specks are smaller than ``SPECK`` of the largest; of components that are none the largest
+    ``MOST_COMPONENTS`` are returned. Of equals the first in reading order is first.
+
+    Args:
+        lesion: bool (H, W) with at least one pixel set.
+    """
+    labels, order = _components(lesion)
+    return [labels == i for i in order]
 
 
 def deepest_point(lesion: np.ndarray) -> tuple[int, int]:
     """Return ``(column, row)`` of the pixel that lies deepest inside the largest component.
 
-    Deepest is the largest Euclidean distance to a pixel that is not of the component; beyond the
-    image's border nothing is. Unlike the centroid it is always inside, also of a crescent or of
-    two lesions. Of equals the topmost is taken, then the leftmost.
+    Unlike the centroid it is always inside, also of a crescent or of two lesions. See
+    ``spread_points``, of whose points it is the first.
 
     Args:
         lesion: bool (H, W) with at least one pixel set.
     """
-    padded = np.pad(largest_component(lesion), 1).astype(np.uint8)
-    distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    # Squared distances are whole numbers: rounded, ties are ties on every machine.
-    squared = np.rint(np.square(distance.astype(np.float64)))
-    row, column = np.unravel_index(np.argmax(squared), squared.shape)
+    column, row = spread_points(largest_component(lesion), 1)[0]
     return int(column), int(row)
 
 
-def _box(lesion: np.ndarray, expand: float) -> np.ndarray:
-    return np.array(expand_box(tight_box(lesion), expand, lesion.shape), dtype=np.float64)
+@dataclass(frozen=True, eq=False)
+class _Lesion:
+    """What a prompt is made from: a mask, or one component of it."""
+
+    mask: np.ndarray
+    lesion: np.ndarray
+    outside: np.ndarray
+    expand: float
+    points: int
+    negative: bool
+
+    def box(self) -> np.ndarray:
+        grown = expand_box(tight_box(self.lesion), self.expand, self.lesion.shape)
+        return np.array(grown, dtype=np.float64)
+
+    def pointing(self) -> dict[str, np.ndarray]:
+        points = spread_points(largest_component(self.lesion), self.points)
+        labels = np.ones(len(points), dtype=np.int64)
+        if self.negative:
+            grown = expand_box(tight_box(self.lesion), NEGATIVE_REACH, self.lesion.shape)
+            beside = negative_point(whole_box(grown), self.outside)
+            if beside is not None:
+                points, labels = np.vstack([points, beside]), np.append(labels, 0)
+        return {"points": points, "labels": labels}
+
+    def soft(self) -> np.ndarray:
+        """Return the mask as a prompt carries it: bool, or float32 probability."""
+        return self.mask if self.mask.dtype == bool else self.mask.astype(np.float32)
 
 
-def _points(lesion: np.ndarray) -> np.ndarray:
-    return np.array([deepest_point(lesion)], dtype=np.float64)
+def _box_prompt(of: _Lesion) -> list[Prompt]:
+    return [Prompt(box=of.box())]
 
 
-def _soft(mask: np.ndarray) -> np.ndarray:
-    """Return the mask as a prompt carries it: bool, or float32 probability."""
-    return mask if mask.dtype == bool else mask.astype(np.float32)
+def _point_prompt(of: _Lesion) -> list[Prompt]:
+    return [Prompt(**of.pointing())]
 
 
-def _box_prompt(mask: np.ndarray, lesion: np.ndarray, expand: float) -> Prompt:
-    return Prompt(box=_box(lesion, expand))
+def _both_prompts(of: _Lesion) -> list[Prompt]:
+    return [*_box_prompt(of), *_point_prompt(of)]
 
 
-def _point_prompt(mask: np.ndarray, lesion: np.ndarray, expand: float) -> Prompt:
-    return Prompt(points=_points(lesion))
+def _mask_prompt(of: _Lesion) -> list[Prompt]:
+    return [Prompt(mask=of.soft())]
 
 
-def _both_prompts(mask: np.ndarray, lesion: np.ndarray, expand: float) -> list[Prompt]:
-    return [Prompt(box=_box(lesion, expand)), Prompt(points=_points(lesion))]
+def _box_point_prompt(of: _Lesion) -> list[Prompt]:
+    return [Prompt(box=of.box(), **of.pointing())]
 
 
-def _mask_prompt(mask: np.ndarray, lesion: np.ndarray, expand: float) -> Prompt:
-    return Prompt(mask=_soft(mask))
+def _mask_point_prompt(of: _Lesion) -> list[Prompt]:
+    return [Prompt(mask=of.soft(), **of.pointing())]
 
 
-def _box_point_prompt(mask: np.ndarray, lesion: np.ndarray, expand: float) -> Prompt:
-    return Prompt(box=_box(lesion, expand), points=_points(lesion))
-
-
-def _mask_point_prompt(mask: np.ndarray, lesion: np.ndarray, expand: float) -> Prompt:
-    return Prompt(mask=_soft(mask), points=_points(lesion))
+def _mask_box_prompt(of: _Lesion) -> list[Prompt]:
+    return [Prompt(mask=of.soft(), box=of.box())]
 
 
 @dataclass(frozen=True)
@@ -152,14 +207,13 @@ class PromptKind:
     """A row of the registry.
 
     Attributes:
-        function: ``(mask, lesion, expand) -> Prompt | list[Prompt]``: the mask as given, where it
-            says lesion, and the growth of the box.
+        function: Makes the prompts of one lesion.
         parts: What its prompts hold together: any of "box", "point", "mask".
         separate: Whether each part is a prompt of its own, their masks OR-ed, instead of one joint
             prompt.
     """
 
-    function: Callable[[np.ndarray, np.ndarray, float], Prompt | list[Prompt]]
+    function: Callable[[_Lesion], list[Prompt]]
     parts: frozenset[str]
     separate: bool = False
 
@@ -173,12 +227,18 @@ PROMPTS: Registry[PromptKind] = Registry(
         "mask": PromptKind(_mask_prompt, frozenset({"mask"})),
         "box+point": PromptKind(_box_point_prompt, frozenset({"box", "point"})),
         "mask+point": PromptKind(_mask_point_prompt, frozenset({"mask", "point"})),
+        "mask+box": PromptKind(_mask_box_prompt, frozenset({"mask", "box"})),
     },
 )
 
 
 def prompt_from_mask(
-    mask: np.ndarray, kind: str = "box", expand: float = 0.0
+    mask: np.ndarray,
+    kind: str = "box",
+    expand: float = 0.0,
+    points: int = 1,
+    negative: bool = False,
+    components: bool = False,
 ) -> Prompt | list[Prompt]:
     """Turn a mask into a prompt.
 
@@ -186,20 +246,31 @@ def prompt_from_mask(
         mask: (H, W) bool, or probability in [0, 1] of which at least 0.5 is lesion.
         kind: A row of ``PROMPTS``.
         expand: Growth of the box on each side, as a share of the box's side; see ``expand_box``.
+        points: Positive points; see ``spread_points``. A lesion of fewer pixels has fewer points.
+        negative: Add a negative point: see ``negative_point``, of the box grown by
+            ``NEGATIVE_REACH``. None is added if lesion fills the image.
+        components: Prompts for each component, largest first; see ``lesion_components``.
 
     Returns:
-        A prompt in original pixels; for "both" a list of a box prompt and a point prompt. The box
-        holds all lesion pixels; the point lies deepest inside the largest component; the mask is
-        the given one, probabilities kept.
+        A prompt in original pixels; for "both" a list of a box prompt and a point prompt; with
+        ``components`` always a list. The box holds all lesion pixels; the points lie in the
+        largest component, the first where it is deepest; the mask is the given one, probabilities
+        kept.
 
     Raises:
         PromptError: The mask is empty, or no mask (what an empty mask means is the caller's choice);
-            or ``expand`` is given for a kind without a box.
+            or an option is given for a kind on which it has no effect.
         ConfigError: Unknown kind.
     """
     row = PROMPTS[kind]
     if expand != 0 and "box" not in row.parts:
         raise PromptError(f"expand {expand:g} has no effect on kind '{kind}': it has no box")
+    if (points != 1 or negative) and "point" not in row.parts:
+        raise PromptError(f"points and negative have no effect on kind '{kind}': it has no point")
+    if components and "mask" in row.parts:
+        raise PromptError(f"components has no effect on kind '{kind}': a mask holds them all")
+    if points < 1:
+        raise PromptError(f"points {points}: a prompt of points needs at least one")
     lesion = lesion_pixels(mask)
     if not lesion.any():
         raise PromptError(
@@ -207,4 +278,11 @@ def prompt_from_mask(
             "what an empty mask means, as `on_empty` does"
         )
     mask = np.asarray(mask)
-    return row.function(lesion if mask.dtype.kind in "iu" else mask, lesion, expand)
+    mask = lesion if mask.dtype.kind in "iu" else mask
+    found = lesion_components(lesion) if components else [lesion]
+    made = [
+        prompt
+        for one in found
+        for prompt in row.function(_Lesion(mask, one, ~lesion, expand, points, negative))
+    ]
+    return made if components or row.separate else made[0]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import Field, PlainSerializer, StrictBool, ValidationError, model_validator
+from pydantic import StrictBool, ValidationError, model_validator
 
 from ultrarefiner.config import PromptConfig, Section
 from ultrarefiner.datasets.splits import read_split
@@ -16,59 +16,11 @@ from ultrarefiner.errors import PromptError, UltraRefinerError
 from ultrarefiner.images import read_mask
 from ultrarefiner.io import read_json, write_json
 from ultrarefiner.prompts.base import Prompt
-from ultrarefiner.prompts.geometry import PROMPTS, PromptKind, prompt_from_mask
+from ultrarefiner.prompts.crop import Window
+from ultrarefiner.prompts.entries import PromptRecord, parts_held, prompt_record
+from ultrarefiner.prompts.geometry import PROMPTS
 
 _log = logging.getLogger(__name__)
-
-
-def _plain(value: float) -> int | float:
-    return int(value) if value.is_integer() else value
-
-
-Number = Annotated[float, Field(allow_inf_nan=False), PlainSerializer(_plain)]
-Side = Annotated[int, Field(ge=1)]
-
-
-class PromptRecord(Section):
-    """What a refiner is told about one case, in original pixels.
-
-    Attributes:
-        box: Half-open ``[x0, y0, x1, y1]``.
-        points: Pixel indices ``[column, row]``.
-        labels: 1 for lesion, 0 for background, one for each point.
-        mask: Name of the case's file in the folder of (soft) masks.
-        source: What the prompt was made from.
-        empty: Whether that mask was empty; parts that are there all the same mean the full image.
-        image_size: [height, width].
-    """
-
-    box: tuple[Number, Number, Number, Number] | None
-    points: list[tuple[Number, Number]] | None
-    labels: list[Literal[0, 1]] | None
-    mask: str | None
-    source: Literal["coarse", "ground_truth"]
-    empty: StrictBool
-    image_size: tuple[Side, Side]
-
-    @model_validator(mode="after")
-    def _within_the_image(self) -> Self:
-        height, width = self.image_size
-        if self.box is not None:
-            x0, y0, x1, y1 = self.box
-            if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-                raise ValueError(f"box {list(self.box)} is not within {width} x {height} pixels")
-        for x, y in self.points or []:
-            if not (0 <= x <= width - 1 and 0 <= y <= height - 1):
-                raise ValueError(f"point {[x, y]} is not within {width} x {height} pixels")
-        if len(self.points or []) != len(self.labels or []):
-            raise ValueError("points and labels are not equally many")
-        return self
-
-    @property
-    def parts(self) -> frozenset[str]:
-        """Which of "box", "point", "mask" are there."""
-        held = {"box": self.box, "point": self.points, "mask": self.mask}
-        return frozenset(name for name, part in held.items() if part)
 
 
 class PromptFile(Section):
@@ -101,9 +53,11 @@ class PromptFile(Section):
         if self.oracle != (self.source == "ground_truth"):
             raise ValueError(f"oracle is {self.oracle}, but the source is {self.source}")
         for case, record in self.cases.items():
-            wanted = _parts(PROMPTS[self.kind], record.empty, self.on_empty)
+            wanted = parts_held(PROMPTS[self.kind], record.empty, self.on_empty)
             if record.parts != wanted:
                 raise ValueError(f"{case} holds {_words(record.parts)}, not {_words(wanted)}")
+            if any(one.held() != wanted for one in record.others):
+                raise ValueError(f"{case} has a component that does not hold {_words(wanted)}")
             if record.mask not in (None, f"{case}.png"):
                 raise ValueError(f"{case} has the mask of another case, {record.mask}")
             if record.source != self.source:
@@ -118,40 +72,41 @@ class PromptFile(Section):
             mask: (H, W) bool or probability, the case's soft mask; used by kinds with a mask.
 
         Returns:
-            A prompt; a list of two for kind "both"; None when the refined mask is to be empty.
+            A prompt; a list for kind "both" and where there are several components; None when the
+            refined mask is to be empty.
 
         Raises:
             PromptError: No such case, or a mask is needed and absent or of another size.
         """
+        record = self._record(case)
+        if record.mask is not None and mask is None:
+            raise PromptError(f"prompt '{self.prompt}' of {case} needs the mask {record.mask}")
+        if record.mask is not None and mask.shape != record.image_size:
+            raise PromptError(
+                f"the mask of {case} is {mask.shape} and its image {record.image_size} (height, "
+                "width); make the mask again from the prepared images"
+            )
+        separate = PROMPTS[self.kind].separate
+        prompts = record.prompts(separate, mask)
+        if len(prompts) > 1 or separate:
+            return prompts or None
+        return prompts[0] if prompts else None
+
+    def window(self, case: str) -> Window | None:
+        """Return the crop window of a case; None for the full image.
+
+        Raises:
+            PromptError: No such case.
+        """
+        return self._record(case).window
+
+    def _record(self, case: str) -> PromptRecord:
         if case not in self.cases:
             raise PromptError(
                 f"there is no prompt '{self.prompt}' for {case} in fold {self.fold}: it is not a "
                 "test case of the fold, or the file is stale; run make_prompts again"
             )
-        record = self.cases[case]
-        if not record.parts:
-            return None
-        parts = {
-            "box": {"box": record.box},
-            "point": {"points": record.points, "labels": record.labels},
-            "mask": {"mask": self._mask(case, record, mask)},
-        }
-        held = [parts[name] for name in sorted(record.parts)]
-        if PROMPTS[self.kind].separate:
-            return [Prompt(**part) for part in held]
-        return Prompt(**{key: value for part in held for key, value in part.items()})
-
-    def _mask(self, case: str, record: PromptRecord, mask: np.ndarray | None) -> np.ndarray | None:
-        if record.mask is None:
-            return None
-        if mask is None:
-            raise PromptError(f"prompt '{self.prompt}' of {case} needs the mask {record.mask}")
-        if mask.shape != record.image_size:
-            raise PromptError(
-                f"the mask of {case} is {mask.shape} and its image {record.image_size} (height, "
-                "width); make the mask again from the prepared images"
-            )
-        return mask
+        return self.cases[case]
 
 
 def make_prompts(
@@ -181,7 +136,7 @@ def make_prompts(
     cure = "Every test case needs one: run the job that writes this folder again."
     require_files(masks, cases, "mask", cure, error=PromptError)
     records = {
-        case: _record(prompt, case, read_mask(Path(masks) / f"{case}.png")) for case in cases
+        case: prompt_record(prompt, case, read_mask(Path(masks) / f"{case}.png")) for case in cases
     }
     file = PromptFile(
         prompt=name,
@@ -194,7 +149,13 @@ def make_prompts(
     )
     write_json(output, file.model_dump(mode="json"))
     empty = sum(record.empty for record in records.values())
-    _log.info("%s: %d prompts, %d from an empty mask", name, len(records), empty)
+    _log.info("%s: prompts of %d cases, %d from an empty mask", name, len(records), empty)
+    if prompt.components:
+        several = sum(bool(record.others) for record in records.values())
+        _log.info("%s: %d cases have several components", name, several)
+    if prompt.crop is not None:
+        cropped = sum(record.window is not None for record in records.values())
+        _log.info("%s: %d cases are cropped, the others seen whole", name, cropped)
 
 
 def load_prompts(path: str | Path) -> PromptFile:
@@ -216,39 +177,8 @@ def load_prompts(path: str | Path) -> PromptFile:
         ) from None
 
 
-def _parts(kind: PromptKind, empty: bool, on_empty: str) -> frozenset[str]:
-    """Return the parts that a record of a kind holds."""
-    if empty and (on_empty == "empty" or "mask" in kind.parts):
-        return frozenset()
-    return kind.parts
-
-
 def _words(parts: Iterable[str]) -> str:
     return " and ".join(sorted(parts)) or "nothing"
-
-
-def _record(config: PromptConfig, case: str, mask: np.ndarray) -> PromptRecord:
-    """Return the record of one case from its bool (H, W) mask."""
-    empty = not mask.any()
-    parts = _parts(PROMPTS[config.kind], empty, config.on_empty)
-    height, width = mask.shape
-    box = point = None
-    if parts and empty:
-        box, point = (0, 0, width, height), (width // 2, height // 2)
-    elif parts:
-        made = prompt_from_mask(mask, config.kind, config.expand or 0.0)
-        for one in made if isinstance(made, list) else [made]:
-            box = box if one.box is None else tuple(one.box.tolist())
-            point = point if one.points is None else tuple(one.points[0].tolist())
-    return PromptRecord(
-        box=box if "box" in parts else None,
-        points=[point] if "point" in parts else None,
-        labels=[1] if "point" in parts else None,
-        mask=f"{case}.png" if "mask" in parts else None,
-        source=config.source,
-        empty=empty,
-        image_size=(height, width),
-    )
 
 
 def require_files(

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ultrarefiner.config import Section
 from ultrarefiner.errors import ConfigError
 from ultrarefiner.refine.base import Embedding, Refinement, Refiner
-from ultrarefiner.refine.options import GrabCutOptions, SamOptions
+from ultrarefiner.refine.options import GrabCutOptions, SamOptions, UltraSamOptions
 from ultrarefiner.registry import Registry, resolve, unknown_name
 
 __all__ = ["REFINERS", "Embedding", "Refinement", "Refiner", "load_refiner", "parse_options"]
@@ -53,6 +53,20 @@ REFINERS: Registry[RefinerFamily] = Registry(
             needs_weights=True,
             shelves_embeddings=True,
             embedding_options=("precision",),
+        ),
+        "mobile_sam": RefinerFamily(
+            "ultrarefiner.refine.mobile_sam:MobileSamRefiner",
+            SamOptions,
+            needs_weights=True,
+            shelves_embeddings=True,
+            embedding_options=("precision",),
+        ),
+        "ultrasam": RefinerFamily(
+            "ultrarefiner.refine.ultrasam:UltraSamRefiner",
+            UltraSamOptions,
+            needs_weights=True,
+            shelves_embeddings=True,
+            embedding_options=("precision", "padding"),
         ),
     },
 )

@@ -1,10 +1,12 @@
-"""Image embeddings on the shelf: one safetensors file for each case, made once, used ever after."""
+"""Image embeddings as files, the key under which the shelf keeps them, and a view's index of keys."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +15,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ultrarefiner.errors import UltraRefinerError
-from ultrarefiner.io import atomic_path
+from ultrarefiner.io import atomic_path, json_sha256, read_rows, write_rows
 from ultrarefiner.refine.base import Embedding
 
 SUFFIX = ".safetensors"
 """End of the names of embedding files."""
 
-_FORMAT = "ultrarefiner.sam_embedding.1"
+INDEX_COLUMNS = ["case", "key", "x0", "y0", "x1", "y1"]
+"""Columns of an index; the window's are empty where the whole image was encoded."""
+
+_FORMAT = "ultrarefiner.sam_embedding.2"
 _ABOUT = "about"  # one metadata entry: safetensors writes several in an order that changes
 _TENSOR = "features"
 
@@ -57,14 +62,15 @@ class SamEmbedding(Embedding):
         Raises:
             OutputError: The file cannot be written.
         """
+        features = np.ascontiguousarray(self.features, dtype=np.dtype(dtype))
         about = {
             "format": _FORMAT,
             "image_size": self.image_size,
             "input_size": self.input_size,
             "image_sha256": self.image_sha256,
             "weights_sha256": self.weights_sha256,
+            "crc32": zlib.crc32(features),
         }
-        features = np.ascontiguousarray(self.features, dtype=np.dtype(dtype))
         # Not save_file: it makes files that only their owner can read, whatever the umask.
         data = save({_TENSOR: features}, metadata={_ABOUT: json.dumps(about)})
         with atomic_path(path) as temporary:
@@ -78,7 +84,7 @@ class SamEmbedding(Embedding):
             UltraRefinerError: The file is absent, damaged or something else.
         """
         try:
-            with safe_open(path, framework="numpy") as stored:
+            with safe_open(path, framework="numpy") as stored:  # maps the file into memory
                 about: dict[str, Any] = json.loads((stored.metadata() or {}).get(_ABOUT, "{}"))
                 features = stored.get_tensor(_TENSOR) if _TENSOR in stored.keys() else None  # noqa: SIM118
         except (OSError, SafetensorError, ValueError) as error:
@@ -90,9 +96,70 @@ class SamEmbedding(Embedding):
                 f"{path} is not an image embedding of this version ({_FORMAT}). Delete it and run "
                 "embed_images again."
             )
+        if about.pop("crc32") != zlib.crc32(features):
+            raise UltraRefinerError(
+                f"cannot read embedding {path}: its numbers are not the ones that were written. "
+                "Delete it and run embed_images again."
+            )
         about["image_size"] = tuple(about["image_size"])
         about["input_size"] = tuple(about["input_size"])
         return cls(features=features.astype(np.float32), **about)
+
+    def rounded(self) -> SamEmbedding:
+        """Return what ``load`` gives back after ``save`` in float16.
+
+        A mask must not depend on whether its embedding came from the shelf.
+        """
+        return replace(self, features=self.features.astype(np.float16).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """Where a case's embedding is on the shelf.
+
+    Attributes:
+        key: ``embedding_key`` of what was encoded.
+        window: The part of the image that was encoded, half-open (x0, y0, x1, y1) in original
+            pixels; None for the whole image.
+    """
+
+    key: str
+    window: tuple[int, int, int, int] | None
+
+
+def write_index(path: str | Path, rows: Mapping[str, IndexRow]) -> None:
+    """Write the index of a view: one row a case, in the order given."""
+    write_rows(
+        path,
+        INDEX_COLUMNS,
+        (
+            {
+                "case": case,
+                "key": row.key,
+                **dict(zip(INDEX_COLUMNS[2:], row.window or [""] * 4, strict=True)),
+            }
+            for case, row in rows.items()
+        ),
+    )
+
+
+def read_index(path: str | Path) -> dict[str, IndexRow]:
+    """Read an index that ``write_index`` wrote.
+
+    Raises:
+        UltraRefinerError: The file is absent or holds something else.
+    """
+    index = {}
+    try:
+        for row in read_rows(path):
+            corners = [row[name] for name in INDEX_COLUMNS[2:]]
+            window = tuple(map(int, corners)) if any(corners) else None
+            index[row["case"]] = IndexRow(row["key"], window)
+    except (OSError, ValueError, KeyError) as error:
+        raise UltraRefinerError(
+            f"{path} is not an index of embeddings: {error!r}. Delete it and run embed_images again."
+        ) from None
+    return index
 
 
 def image_sha256(image: np.ndarray) -> str:
@@ -102,6 +169,23 @@ def image_sha256(image: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def embedding_path(folder: str | Path, case: str) -> Path:
-    """Return the file of a case's embedding in an embeddings folder."""
-    return Path(folder) / f"{case}{SUFFIX}"
+def embedding_key(
+    pixels_sha256: str, weights_sha256: str, family: str, recipe: Mapping[str, Any]
+) -> str:
+    """Return the name of an embedding on the shelf: a SHA-256 of everything it depends on.
+
+    Args:
+        pixels_sha256: ``image_sha256`` of the pixels that are encoded: the image, or a cut of it.
+        weights_sha256: SHA-256 of the weights file.
+        family: Family of the refiner: it decides how pixels come to the model's frame.
+        recipe: What else an embedding depends on; ``SamRefiner.recipe``.
+    """
+    return json_sha256(
+        {
+            "format": _FORMAT,
+            "image": pixels_sha256,
+            "weights": weights_sha256,
+            "family": family,
+            "recipe": dict(recipe),
+        }
+    )

@@ -1,4 +1,4 @@
-"""Jobs of the refine stage: embed the images of a dataset, refine the masks of a fold.
+"""Jobs of the refine stage: embed the test images of a fold, refine its masks.
 
 Model code is imported when a refiner is loaded, so that GrabCut jobs start without torch.
 """
@@ -6,23 +6,42 @@ Model code is imported when a refiner is loaded, so that GrabCut jobs start with
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from ultrarefiner.config import WindowRecipe
+from ultrarefiner.datasets.splits import read_split
 from ultrarefiner.errors import ConfigError, PromptError, UltraRefinerError
-from ultrarefiner.images import read_probability, read_rgb, write_mask
-from ultrarefiner.io import atomic_directory, read_rows
+from ultrarefiner.images import read_mask, read_probability, read_rgb, write_mask
+from ultrarefiner.io import atomic_directory, write_rows
 from ultrarefiner.prompts.base import Prompt
+from ultrarefiner.prompts.crop import Window, window_of_mask
 from ultrarefiner.prompts.records import PromptFile, load_prompts, require_files
 from ultrarefiner.refine import REFINERS, load_refiner
-from ultrarefiner.refine.base import Embedding, Refiner
-from ultrarefiner.refine.embeddings import SUFFIX, embedding_path, image_sha256
+from ultrarefiner.refine.base import Embedding, Refinement, Refiner
+from ultrarefiner.refine.crop import cut_window, refine_in_window
+from ultrarefiner.refine.embeddings import (
+    IndexRow,
+    embedding_key,
+    image_sha256,
+    read_index,
+    write_index,
+)
+from ultrarefiner.refine.reading import read_ahead
+from ultrarefiner.refine.shelf import Shelf
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+TABLE_COLUMNS = ["case", "score", "agreement", "prompts", "window"]
+"""Columns of the table beside a refiner's masks; empty cells: not known, or the full image."""
 
 _LOG_EVERY = 50
 
@@ -30,35 +49,76 @@ _LOG_EVERY = 50
 def embed_images(
     family: str,
     weights: str,
+    options: dict[str, Any],
     images: str | Path,
-    cases: str | Path,
+    splits: str | Path,
+    fold: int,
+    masks: str | Path | None,
+    window: dict[str, Any] | None,
+    shelf: str | Path,
+    limit_gb: float,
     output: str | Path,
     device: str,
 ) -> None:
-    """Encode every image of a dataset once.
+    """Encode what a refiner will see of each test image of a fold, and put it on the shelf.
+
+    What is on the shelf already is not encoded again, whoever put it there: another view whose
+    window was the same, another run, or this job before it was interrupted. A window that is
+    nearly the whole image, or that an empty mask leaves open, is the whole image.
 
     Args:
         family: Row of ``REFINERS`` that shelves embeddings.
         weights: File of the weights, or their name in the weights table.
+        options: Those of the row's keys that change an embedding.
         images: Folder of ``{case}.png``.
-        cases: ``cases.csv``; its column ``case`` says which images.
-        output: Folder to write, ``{case}.safetensors`` for each case; whole or absent.
+        splits: ``splits.csv``.
+        fold: Outer fold, from 0.
+        masks: Folder of masks ``{case}.png`` around which windows are cut; None for full images.
+        window: The ``WindowRecipe`` as a dict; None for full images.
+        shelf: Folder of the shelf.
+        limit_gb: Its limit in 10^9 bytes.
+        output: The index to write, see ``embeddings.write_index``.
         device: "cpu", "cuda", "mps" or "auto".
 
     Raises:
         ConfigError: Unknown family, or one whose embeddings are not worth a file.
         WeightsError: The weights are absent, damaged or another model's.
-        UltraRefinerError: An image is absent or damaged.
-        OutputError: The folder cannot be written.
+        SplitError: The fold is not in the splits.
+        UltraRefinerError: An image or a mask is absent or damaged.
+        OutputError: The shelf or the index cannot be written.
     """
     _require_shelf(family)
-    names = sorted(row["case"] for row in read_rows(cases))
+    names = sorted(read_split(splits, fold)["test"])
     require_files(images, names, "image", "Run prepare_dataset again.")
-    # No row of options changes an embedding.
-    refiner = load_refiner(family, weights, device)
-    with atomic_directory(output) as folder:
-        for case in _progress(names, "embed"):
-            refiner.embed(_read_image(images, case)).save(embedding_path(folder, case))
+    recipe = None if window is None else WindowRecipe(**window)
+    if recipe is not None:
+        require_files(masks, names, "mask", "Run the job that writes this folder again.")
+    refiner = load_refiner(family, weights, device, **options)
+    store = Shelf(shelf, round(limit_gb * 1e9), images=len(names))
+    batch = refiner.batch_size
+
+    def read(case: str) -> _View:
+        image = _read_image(images, case)
+        part = None if recipe is None else _window(recipe, masks, case, image)
+        return _view(refiner, store, case, image, part)
+
+    index: dict[str, IndexRow] = {}
+    waiting: dict[str, np.ndarray] = {}
+    known: set[str] = set()  # the same pixels may be in a dataset twice
+    encoded = 0
+    for seen in _progress(read_ahead(read, names, ahead=batch + 4), len(names), "embed"):
+        index[seen.case] = IndexRow(seen.key, seen.window)
+        if seen.embedding is None and seen.key not in known:
+            waiting[seen.key] = seen.pixels
+        known.add(seen.key)
+        if len(waiting) >= batch:
+            encoded += _encode(refiner, store, waiting)
+    encoded += _encode(refiner, store, waiting)
+    write_index(output, index)
+    if recipe is not None:
+        full = sum(row.window is None for row in index.values())
+        logger.info("%d of %d windows are the full image", full, len(names))
+    logger.info("encoded %d images, %d were on the shelf", encoded, len(names) - encoded)
 
 
 def refine_masks(
@@ -69,13 +129,16 @@ def refine_masks(
     images: str | Path,
     soft_masks: str | Path,
     embeddings: str | Path | None,
+    shelf: str | Path | None,
+    limit_gb: float,
     output: str | Path,
+    table: str | Path,
     device: str,
 ) -> None:
     """Refine every case of a prompts file.
 
     A case whose prompt is empty gets an empty mask: the prompts file has already decided what an
-    empty coarse mask means.
+    empty coarse mask means. An embedding that has gone from the shelf is made again and put back.
 
     Args:
         family: Row of ``REFINERS``.
@@ -84,39 +147,129 @@ def refine_masks(
         prompts: The prompts file; its cases are refined, no others.
         images: Folder of ``{case}.png``.
         soft_masks: Folder of probabilities or masks ``{case}.png``, read for mask prompts.
-        embeddings: Folder that ``embed_images`` wrote with the same weights; None to encode here.
+        embeddings: Index that ``embed_images`` wrote for the prompts' view; None to encode here.
+        shelf: Folder of the shelf; None with no index.
+        limit_gb: Its limit in 10^9 bytes.
         output: Folder to write, ``{case}.png`` of 0 and 255 for each case; whole or absent.
+        table: CSV to write, columns ``TABLE_COLUMNS``: ``score`` and ``agreement`` as ``Refinement``
+            has them, how many prompts were decoded, the window as four numbers.
         device: "cpu", "cuda", "mps" or "auto".
 
     Raises:
         ConfigError: Unknown family or option.
-        WeightsError: The weights are absent, damaged or another model's, or not the ones that the
-            embeddings were made with.
+        WeightsError: The weights are absent, damaged or another model's.
         PromptError: The refiner cannot use a prompt; the message names the case.
-        UltraRefinerError: A file is absent or damaged, or an embedding is of another image.
-        OutputError: The folder cannot be written.
+        UltraRefinerError: A file is absent or damaged, or the index is not of these prompts,
+            images, weights and options.
+        OutputError: The outputs or the shelf cannot be written.
     """
     file = load_prompts(prompts)
     names = sorted(file.cases)
     require_files(images, names, "image", "Run prepare_dataset again.")
     if embeddings is not None:
         _require_shelf(family)
-        cure = "Run embed_images again for this dataset and these weights."
-        require_files(embeddings, names, "embedding", cure, SUFFIX)
+    index = None if embeddings is None else read_index(embeddings)
     refiner = load_refiner(family, weights, device, **options)
-    empty = 0
+    store = None if index is None else Shelf(shelf, round(limit_gb * 1e9), images=len(names))
+
+    def read(case: str) -> _View:
+        image = _read_image(images, case)
+        prompt = _prompt(file, case, image, soft_masks)
+        if prompt is None:
+            return _View(case, image.shape[:2], image)
+        seen = _view(refiner, store, case, image, file.window(case), prompt)
+        if index is not None and index.get(case) != IndexRow(seen.key, seen.window):
+            raise UltraRefinerError(_stale(embeddings, case, index.get(case), seen))
+        return seen
+
+    rows = []
+    empty = encoded = 0
     with atomic_directory(output) as folder:
-        for case in _progress(names, "refine"):
-            image = _read_image(images, case)
-            prompt = _prompt(file, case, image, soft_masks)
-            if prompt is None:
+        for seen in _progress(read_ahead(read, names), len(names), "refine"):
+            if seen.prompt is None:
                 empty += 1
-                refined = np.zeros(image.shape[:2], dtype=bool)
+                refined = None
+                mask = np.zeros(seen.image_hw, dtype=bool)
             else:
-                embedding = _embedding(refiner, embeddings, case, image)
-                refined = _refine(refiner, embedding, prompt, case)
-            write_mask(folder / f"{case}.png", refined)
+                encoded += seen.embedding is None
+                refined = _refine(refiner, seen, seen.embedding or _embed(refiner, store, seen))
+                mask = refined.mask
+            write_mask(folder / f"{seen.case}.png", mask)
+            rows.append(_row(seen, refined))
+    write_rows(table, TABLE_COLUMNS, rows)
     logger.info("refined %d cases, %d of them empty by their prompt", len(names), empty)
+    if store is not None:
+        kept = len(names) - empty - encoded
+        logger.info("encoded %d images, %d were on the shelf", encoded, kept)
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """What a refiner sees of a case.
+
+    Attributes:
+        case: Case id.
+        image_hw: (height, width) of the whole image.
+        pixels: The image, or the cut of its window.
+        window: Where the cut is; None for the whole image.
+        prompt: In pixels of the whole image; None when there is nothing to refine.
+        key: Name on the shelf; empty when there is none.
+        embedding: From the shelf, if it was there.
+    """
+
+    case: str
+    image_hw: tuple[int, int]
+    pixels: np.ndarray
+    window: Window | None = None
+    prompt: Prompt | list[Prompt] | None = None
+    key: str = ""
+    embedding: Embedding | None = None
+
+
+def _window(recipe: WindowRecipe, masks: str | Path, case: str, image: np.ndarray) -> Window | None:
+    mask = read_mask(Path(masks) / f"{case}.png")
+    if mask.shape != image.shape[:2]:
+        raise UltraRefinerError(
+            f"the mask of {case} in {masks} is {mask.shape}, its image {image.shape[:2]} (height, "
+            "width). Run the job that writes this folder again."
+        )
+    return window_of_mask(mask, recipe)
+
+
+def _view(
+    refiner: Refiner,
+    store: Shelf | None,
+    case: str,
+    image: np.ndarray,
+    window: Window | None,
+    prompt: Prompt | list[Prompt] | None = None,
+) -> _View:
+    pixels = image if window is None else cut_window(image, window)
+    key, embedding = "", None
+    if store is not None:
+        digest, made_by = image_sha256(pixels), refiner.weights_sha256
+        key = embedding_key(digest, made_by, refiner.family, refiner.recipe)
+        embedding = store.get(key, made_by)
+    return _View(case, image.shape[:2], pixels, window, prompt, key, embedding)
+
+
+def _encode(refiner: Refiner, store: Shelf, waiting: dict[str, np.ndarray]) -> int:
+    """Encode what waits under its keys, store it, and return how many images that were."""
+    keys, images = list(waiting), list(waiting.values())
+    if keys:
+        for key, embedding in zip(keys, refiner.embed_batch(images), strict=True):
+            store.put(key, embedding)
+    waiting.clear()
+    return len(keys)
+
+
+def _embed(refiner: Refiner, store: Shelf | None, seen: _View) -> Embedding:
+    embedding = refiner.embed(seen.pixels)
+    if store is None:
+        return embedding
+    logger.info("%s is not on the shelf; it is encoded again", seen.case)
+    store.put(seen.key, embedding)
+    return embedding.rounded()
 
 
 def _prompt(
@@ -133,28 +286,33 @@ def _prompt(
     return file.prompts(case, read_probability(Path(soft_masks) / record.mask))
 
 
-def _refine(
-    refiner: Refiner, embedding: Embedding, prompt: Prompt | list[Prompt], case: str
-) -> np.ndarray:
+def _refine(refiner: Refiner, seen: _View, embedding: Embedding) -> Refinement:
     try:
-        return refiner.refine(embedding, prompt).mask
+        return refine_in_window(refiner, embedding, seen.prompt, seen.window, seen.image_hw)
     except PromptError as error:
-        raise PromptError(f"{case}: {error}") from None
+        raise PromptError(f"{seen.case}: {error}") from None
 
 
-def _embedding(
-    refiner: Refiner, folder: str | Path | None, case: str, image: np.ndarray
-) -> Embedding:
-    if folder is None:
-        return refiner.embed(image)
-    path = embedding_path(folder, case)
-    embedding = refiner.embedding_type.load(path)
-    if embedding.image_sha256 != image_sha256(image):
-        raise UltraRefinerError(
-            f"{path} was made from another image than the present one of {case}. Run embed_images "
-            "again."
-        )
-    return embedding
+def _row(seen: _View, refined: Refinement | None) -> dict[str, Any]:
+    score, agreement = (refined.score, refined.agreement) if refined else (math.nan, math.nan)
+    several = len(seen.prompt) if isinstance(seen.prompt, list) else 1
+    return {
+        "case": seen.case,
+        "score": "" if math.isnan(score) else score,
+        "agreement": "" if math.isnan(agreement) else agreement,
+        "prompts": 0 if seen.prompt is None else several,
+        "window": " ".join(map(str, seen.window or ())),
+    }
+
+
+def _stale(index: str | Path, case: str, row: IndexRow | None, seen: _View) -> str:
+    if row is None:
+        why = f"does not name {case}"
+    elif row.window != seen.window:
+        why = f"has window {row.window} for {case}, its prompt {seen.window}"
+    else:
+        why = f"was made from another image of {case}, with other weights or other options"
+    return f"{index} {why}. Run embed_images again, and make_prompts if that does not help."
 
 
 def _require_shelf(family: str) -> None:
@@ -170,10 +328,10 @@ def _read_image(images: str | Path, case: str) -> np.ndarray:
     return read_rgb(Path(images) / f"{case}.png")
 
 
-def _progress(cases: list[str], verb: str) -> Iterator[str]:
+def _progress(cases: Iterable[Item], total: int, verb: str) -> Iterator[Item]:
     """Yield the cases; a bar on a terminal, a log line now and then everywhere."""
     # disable=None: no bar when stderr is a file.
-    for done, case in enumerate(tqdm(cases, desc=verb, unit="case", disable=None)):
+    for done, case in enumerate(tqdm(cases, verb, total, unit="case", disable=None)):
         if done % _LOG_EVERY == 0:
-            logger.info("%s: %d of %d cases done", verb, done, len(cases))
+            logger.info("%s: %d of %d cases done", verb, done, total)
         yield case

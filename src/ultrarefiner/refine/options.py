@@ -67,7 +67,7 @@ class SamOptions(Section):
     mask_choice: Literal["best", "single", "union", "softmax"] = Field(
         "best",
         description="`best`: of the three masks the one with the highest predicted IoU; `single`: "
-        "the one-mask output; `union`: a pixel is lesion if one of the three says so; `softmax`: "
+        "the one-mask output; `union`: the pixelwise highest of the three logits; `softmax`: "
         "the mean of the three logits, weighted by softmax(predicted IoU / temperature).",
     )
     temperature: float = Field(0.1, gt=0.0, le=10.0, description="Of `mask_choice: softmax`.")
@@ -75,7 +75,8 @@ class SamOptions(Section):
         1,
         ge=1,
         le=10,
-        description="Decoder passes; each gets the last one's logits as mask prompt.",
+        description="Decoder passes; each further one gets as mask prompt the logits of the one "
+        "before that have the highest predicted IoU.",
     )
     jitter: JitterOptions | None = Field(
         None, description="Refine moved copies of the prompt too; their agreement is recorded."
@@ -117,7 +118,8 @@ class UltraSamOptions(SamOptions):
         2,
         ge=1,
         le=10,
-        description="Decoder passes; UltraSAM's own are 2: a single mask, then the best of three.",
+        description="Decoder passes; UltraSAM's own are 2: a single mask, then the best of three. "
+        "With 1 the single mask is the result, with more the second is repeated.",
     )
     compat: Literal["reference", "official"] | None = Field(
         None,
@@ -141,12 +143,14 @@ class UltraSamOptions(SamOptions):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, values: Any) -> Any:
-        preset = _COMPAT.get(values.get("compat")) if isinstance(values, dict) else None
+        name = values.get("compat") if isinstance(values, dict) else None
+        preset = _COMPAT.get(name) if isinstance(name, str) else None
         if preset is None:
             return values
-        twice = sorted(preset.keys() & values.keys())
-        if twice:
-            raise ValueError(
-                f"compat: {values['compat']} sets {', '.join(twice)} itself; remove one or the other"
-            )
+        for key, value in preset.items():
+            if values.get(key, value) != value:
+                raise ValueError(
+                    f"compat: {name} is {key}: {value}, and {key}: {values[key]} is given too; "
+                    "remove one of them"
+                )
         return values | preset

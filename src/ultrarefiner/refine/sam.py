@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from segment_anything.modeling import Sam
-from torch.nn import functional
 
 from ultrarefiner.errors import PromptError, WeightsError
-from ultrarefiner.io import file_sha256
+from ultrarefiner.models.encoding import encode, encoder_batch
 from ultrarefiner.models.sam import input_tensor, load_sam, scale_coordinates
 from ultrarefiner.models.weights import locate_weights
+from ultrarefiner.models.weights_record import checked_sha256
 from ultrarefiner.prompts.base import Prompt
 from ultrarefiner.refine.base import Refinement, Refiner, require_image
 from ultrarefiner.refine.embeddings import SamEmbedding, image_sha256
 from ultrarefiner.refine.options import SamOptions
+from ultrarefiner.refine.sam_prompts import (
+    Query,
+    fed_back,
+    mask_prompt_logits,
+    mean_iou,
+    moved_copies,
+)
 from ultrarefiner.runtime import choose_device
 
 logger = logging.getLogger(__name__)
 
-MASK_LOGIT = 10.0
-"""Logit of a mask prompt where its probability is 1; see ``mask_prompt_logits``."""
+Answer = tuple[torch.Tensor, torch.Tensor]
+"""What the decoder gives for one query: logits (K, h, w) and predicted IoU (K,)."""
+
+_DECODER_BATCH = 32  # prompts in one call; each holds about 36 MB while it is decoded
 
 
 class SamRefiner(Refiner):
-    """Refine with a SAM: the image is encoded once, each prompt costs one pass of the decoder.
+    """Refine with a SAM: the image is encoded once, its prompts share the decoder's calls.
 
     Args:
         weights: File of the weights, or their name in the weights table.
@@ -47,56 +60,156 @@ class SamRefiner(Refiner):
         path = locate_weights(weights)
         self.device = choose_device(device)
         self.sam: Sam = load_sam(path, family=self.family).to(self.device)
-        self.weights_sha256 = file_sha256(path)
+        self.weights_sha256 = checked_sha256(path)
         self.options = options
         encoder = self.sam.image_encoder
         logger.info("%s: frame %d, %s", path.name, encoder.img_size, self.device)
 
-    @torch.inference_mode()
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What an embedding depends on beside the weights and the pixels."""
+        return {"precision": self.options.precision}
+
+    @property
+    def batch_size(self) -> int:
+        """How many images ``embed_batch`` takes at a time, as the device's memory allows."""
+        return encoder_batch(self.sam)
+
+    def input_tensor(self, image: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Return the encoder's input (1, 3, side, side) and the image's (height, width) in it."""
+        return input_tensor(image, self.sam)
+
     def embed(self, image: np.ndarray) -> SamEmbedding:
         """Encode a uint8 (H, W, 3) RGB image.
 
         Raises:
             UltraRefinerError: The image has another type or shape.
         """
-        require_image(image)
-        pixels, input_hw = input_tensor(image, self.sam)
-        return SamEmbedding(
-            features=self.sam.image_encoder(pixels)[0].float().cpu().numpy(),
-            image_size=(image.shape[0], image.shape[1]),
-            input_size=input_hw,
-            image_sha256=image_sha256(image),
-            weights_sha256=self.weights_sha256,
-        )
+        return self.embed_batch([image])[0]
 
     @torch.inference_mode()
-    def refine_one(self, embedding: SamEmbedding, prompt: Prompt) -> Refinement:
-        """Refine with one prompt; box, points and mask of one prompt are used jointly.
-
-        ``score`` is the predicted IoU as the model gives it; it may lie a little outside [0, 1].
+    def embed_batch(self, images: Sequence[np.ndarray]) -> list[SamEmbedding]:
+        """Encode several uint8 (H, W, 3) RGB images, of any sizes, in one call of the encoder.
 
         Raises:
-            PromptError: The prompt does not fit the model.
-            WeightsError: The embedding was made with other weights.
+            UltraRefinerError: An image has another type or shape.
         """
-        logits, ious = self.decode(embedding, prompt, multimask=self.options.mask_choice == "best")
-        best = int(ious.argmax())
-        # Logits go to the original size first and are thresholded last: thresholding before
-        # fattens small lesions.
-        full = self.sam.postprocess_masks(
-            logits[None, best : best + 1], embedding.input_size, embedding.image_hw
-        )
-        return Refinement(
-            mask=(full[0, 0] > self.sam.mask_threshold).cpu().numpy(),
-            low_res_logits=logits[best].cpu().numpy(),
-            score=float(ious[best]),
-        )
+        for image in images:
+            require_image(image)
+        if not images:
+            return []
+        inputs = [self.input_tensor(image) for image in images]
+        pixels = torch.cat([tensor for tensor, _ in inputs])
+        options = self.options
+        features = encode(self.sam, pixels, options.precision, compiled=options.compile)
+        return [
+            SamEmbedding(
+                features=one,
+                image_size=(image.shape[0], image.shape[1]),
+                input_size=input_hw,
+                image_sha256=image_sha256(image),
+                weights_sha256=self.weights_sha256,
+            )
+            for one, image, (_, input_hw) in zip(
+                features.cpu().numpy(), images, inputs, strict=True
+            )
+        ]
+
+    def refine_one(self, embedding: SamEmbedding, prompt: Prompt) -> Refinement:
+        """Refine with one prompt; see ``refine_each``."""
+        return self.refine_each(embedding, [prompt])[0]
 
     @torch.inference_mode()
-    def decode(
-        self, embedding: SamEmbedding, prompt: Prompt, multimask: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run prompt encoder and mask decoder.
+    def refine_each(self, embedding: SamEmbedding, prompts: Sequence[Prompt]) -> list[Refinement]:
+        """Refine with each of several prompts; box, points and mask of one prompt act jointly.
+
+        ``score`` is the predicted IoU as the model gives it, which may lie a little outside [0, 1]:
+        that of the chosen mask, the highest for ``mask_choice: union``, the weighted mean for
+        ``softmax``.
+
+        Raises:
+            PromptError: A prompt does not fit the model.
+            WeightsError: The embedding was made with other weights.
+        """
+        refined = self._refined(embedding, prompts)
+        jitter = self.options.jitter
+        if jitter is None:
+            return refined
+        copies = [
+            moved_copies(prompt, one.mask, jitter, embedding.image_sha256)
+            for prompt, one in zip(prompts, refined, strict=True)
+        ]
+        moved = iter(self._refined(embedding, [copy for some in copies for copy in some]))
+        return [
+            replace(one, agreement=mean_iou(one.mask, np.stack([next(moved).mask for _ in some])))
+            if some
+            else one
+            for one, some in zip(refined, copies, strict=True)
+        ]
+
+    def _refined(self, embedding: SamEmbedding, prompts: Sequence[Prompt]) -> list[Refinement]:
+        refined: list[Refinement] = []
+        for start in range(0, len(prompts), _DECODER_BATCH):
+            part = prompts[start : start + _DECODER_BATCH]
+            queries = [self.query(embedding, prompt) for prompt in part]
+            for answer in self.run_passes(embedding, queries):
+                logits, score = self.choose(*answer)
+                # One at a time: at full size the masks of a batch could fill the memory.
+                mask = self.full_masks(embedding, logits[None])[0]
+                refined.append(
+                    Refinement(
+                        mask=mask.cpu().numpy(),
+                        low_res_logits=np.array(logits.cpu()),
+                        score=float(score),
+                    )
+                )
+        return refined
+
+    def run_passes(self, embedding: SamEmbedding, queries: list[Query]) -> list[Answer]:
+        """Decode queries as often as ``passes`` says.
+
+        Each further pass has the same box and points; its mask prompt is the logits with the
+        highest predicted IoU of the pass before. A mask prompt of the query's own counts in the
+        first pass.
+
+        Returns:
+            The last pass's logits (K, h, w) and predicted IoU (K,) of each query.
+        """
+        multimask = self.options.mask_choice != "single"
+        for _ in range(self.options.passes - 1):
+            answers = self.decode_queries(embedding, queries, multimask)
+            queries = [fed_back(*pair) for pair in zip(queries, answers, strict=True)]
+        return self.decode_queries(embedding, queries, multimask)
+
+    def choose(self, logits: torch.Tensor, ious: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make one mask of the decoder's, as ``mask_choice`` says; a single one stays as it is.
+
+        Args:
+            logits: (K, h, w), low-resolution.
+            ious: Predicted IoU (K,).
+
+        Returns:
+            Logits (h, w) and a score, both tensors.
+        """
+        if self.options.mask_choice == "union":
+            return logits.amax(dim=0), ious.max()
+        if self.options.mask_choice == "softmax":
+            weights = (ious / self.options.temperature).softmax(dim=0)
+            return torch.einsum("k,khw->hw", weights, logits), (weights * ious).sum()
+        best = ious.argmax()
+        return logits[best], ious[best]
+
+    def full_masks(self, embedding: SamEmbedding, logits: torch.Tensor) -> torch.Tensor:
+        """Return bool (N, H, W) masks in original pixels from logits (N, h, w).
+
+        Logits go to the original size first and are thresholded last: thresholding before fattens
+        small lesions.
+        """
+        full = self.sam.postprocess_masks(logits[:, None], embedding.input_size, embedding.image_hw)
+        return full[:, 0] > self.sam.mask_threshold
+
+    def decode(self, embedding: SamEmbedding, prompt: Prompt, multimask: bool) -> Answer:
+        """Run prompt encoder and mask decoder once.
 
         Args:
             embedding: From ``embed`` with these weights.
@@ -110,41 +223,80 @@ class SamRefiner(Refiner):
             PromptError: The prompt does not fit the model.
             WeightsError: The embedding was made with other weights.
         """
+        return self.decode_queries(embedding, [self.query(embedding, prompt)], multimask)[0]
+
+    @torch.inference_mode()
+    def decode_queries(
+        self, embedding: SamEmbedding, queries: list[Query], multimask: bool
+    ) -> list[Answer]:
+        """Decode queries of one image; those with equally many tokens in one call of the decoder.
+
+        Returns:
+            Low-resolution logits (K, h, w) and predicted IoU (K,) of each query.
+
+        Raises:
+            WeightsError: The embedding was made with other weights.
+        """
         if embedding.weights_sha256 != self.weights_sha256:
             raise WeightsError(
                 f"the embedding was made with weights {embedding.weights_sha256[:12]}..., this "
                 f"refiner has {self.weights_sha256[:12]}.... Run embed_images with these weights, "
                 "or refine with those."
             )
-        sparse, dense = self.sam.prompt_encoder(
-            points=self._points(embedding, prompt),
-            boxes=self._box(embedding, prompt),
-            masks=self._mask(embedding, prompt),
-        )
-        logits, ious = self.sam.mask_decoder(
-            image_embeddings=torch.from_numpy(embedding.features)[None].to(self.device),
-            image_pe=self.sam.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask,
-        )
-        return logits[0], ious[0]
+        features = torch.from_numpy(embedding.features)[None].to(self.device)
+        encoded = [self._encoded(query) for query in queries]
+        together = defaultdict(list)
+        for index, (sparse, _) in enumerate(encoded):
+            together[sparse.shape[1]].append(index)
+        results: dict[int, Answer] = {}
+        for indexes in together.values():
+            logits, ious = self.sam.mask_decoder(
+                image_embeddings=features,
+                image_pe=self._positions,
+                sparse_prompt_embeddings=torch.cat([encoded[i][0] for i in indexes]),
+                dense_prompt_embeddings=torch.cat([encoded[i][1] for i in indexes]),
+                multimask_output=multimask,
+            )
+            results |= zip(indexes, zip(logits, ious, strict=True), strict=True)
+        return [results[index] for index in range(len(queries))]
 
-    def _points(
-        self, embedding: SamEmbedding, prompt: Prompt
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        if prompt.points is None:
-            return None
-        points = scale_coordinates(prompt.points, embedding.image_hw, embedding.input_size)
-        labels = torch.as_tensor(prompt.labels, dtype=torch.int, device=self.device)
-        return self._tensor(points)[None], labels[None]
+    @cached_property
+    def _positions(self) -> torch.Tensor:
+        return self.sam.prompt_encoder.get_dense_pe()
 
-    def _box(self, embedding: SamEmbedding, prompt: Prompt) -> torch.Tensor | None:
-        if prompt.box is None:
-            return None
-        corners = np.reshape(prompt.box, (2, 2))
-        scaled = scale_coordinates(corners, embedding.image_hw, embedding.input_size)
-        return self._tensor(scaled).reshape(1, 4)
+    def _encoded(self, query: Query) -> tuple[torch.Tensor, torch.Tensor]:
+        points = None
+        if query.points is not None:
+            labels = torch.as_tensor(query.labels, dtype=torch.int, device=self.device)
+            points = self._tensor(query.points)[None], labels[None]
+        return self.sam.prompt_encoder(
+            points=points,
+            boxes=None if query.box is None else self._tensor(query.box)[None],
+            masks=None if query.mask is None else query.mask[None],
+        )
+
+    def query(self, embedding: SamEmbedding, prompt: Prompt) -> Query:
+        """Bring a prompt in original pixels into the model's frame.
+
+        Raises:
+            PromptError: The prompt does not fit the model.
+        """
+        box = None
+        if prompt.box is not None:
+            box = self.scale(prompt.box.reshape(2, 2), embedding).ravel()
+        return Query(
+            points=None if prompt.points is None else self.scale(prompt.points, embedding),
+            labels=prompt.labels,
+            box=box,
+            mask=self._mask(embedding, prompt),
+        )
+
+    def scale(self, coordinates: np.ndarray, embedding: SamEmbedding) -> np.ndarray:
+        """Bring (N, 2) coordinates from original pixels to the model's frame.
+
+        The prompt encoder adds half a pixel to the result.
+        """
+        return scale_coordinates(coordinates, embedding.image_hw, embedding.input_size)
 
     def _mask(self, embedding: SamEmbedding, prompt: Prompt) -> torch.Tensor | None:
         size = self.sam.prompt_encoder.mask_input_size
@@ -155,39 +307,12 @@ class SamRefiner(Refiner):
                     f"mask_logits have shape {logits.shape}; this model takes finite logits of "
                     f"shape {size}. Give `mask` in original pixels to have them made."
                 )
-            return torch.from_numpy(logits).to(self.device).reshape(1, 1, *size)
+            return torch.from_numpy(logits).to(self.device).reshape(1, *size)
         if prompt.mask is None:
             return None
         frame = self.sam.image_encoder.img_size
-        return mask_prompt_logits(prompt.mask, embedding.input_size, frame, size[0]).to(self.device)
+        logits = mask_prompt_logits(prompt.mask, embedding.input_size, frame, size[0])
+        return logits[0].to(self.device)
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=self.device)
-
-
-def mask_prompt_logits(
-    mask: np.ndarray, input_hw: tuple[int, int], frame: int, size: int
-) -> torch.Tensor:
-    """Turn a mask in original pixels into the low-resolution logits a SAM takes as mask prompt.
-
-    A probability p becomes the logit (2p - 1) * 10: linear, bounded, 0 at p = 0.5. It takes the
-    image's way into the model: resized to the image's place in the square frame, the padding is
-    sure background, then blocks of pixels are averaged. So it lies on the image to the pixel, also
-    where the image's size in the frame is no multiple of the block.
-
-    Args:
-        mask: (H, W) bool, or probability in [0, 1].
-        input_hw: (height, width) of the image in the frame.
-        frame: Side of the square frame.
-        size: Side of the logits.
-
-    Returns:
-        float32 (1, 1, size, size), on the CPU.
-    """
-    probability = torch.from_numpy(np.array(mask, dtype=np.float32))[None, None]
-    resized = functional.interpolate(
-        probability, input_hw, mode="bilinear", align_corners=False, antialias=True
-    ).clamp(0, 1)
-    padding = (0, frame - input_hw[1], 0, frame - input_hw[0])
-    averaged = functional.interpolate(functional.pad(resized, padding), (size, size), mode="area")
-    return (2 * averaged - 1) * MASK_LOGIT

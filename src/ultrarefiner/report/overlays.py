@@ -4,59 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.images import read_mask, read_rgb
 from ultrarefiner.io import atomic_directory, read_json, write_json
+from ultrarefiner.report.panels import (
+    COARSE_COLOUR,
+    REFINED_COLOUR,
+    TRUTH_COLOUR,
+    Outline,
+    Panel,
+    draw_panels,
+)
 from ultrarefiner.report.tables import fixed, leading_method, read_scores
 
 log = logging.getLogger(__name__)
 
-# Bright enough on gray ultrasound, and apart in lightness for colour-blind readers too.
-TRUTH_COLOUR = "#3ddc84"
-COARSE_COLOUR = "#4aa8ff"
-REFINED_COLOUR = "#ff5bd0"
-BOX_COLOUR = "#ffd23f"
-POINT_COLOUR = "#ff3b30"
-# Pixels of the picture: longest side of a panel, gap between panels, height of the label strip.
-PANEL = 540
-_GAP = 10
-_STRIP = 40
-_DPI = 100
-_GROUND = "#0d1117"
 RANKS = ("best", "median", "worst")
-
-
-@dataclass(frozen=True)
-class Outline:
-    """A mask to outline: bool (H, W), its colour, and the line's width in picture pixels."""
-
-    mask: np.ndarray
-    colour: str
-    width: float = 2.6
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One view of the image: a label, outlines, and the prompt record to draw, if any."""
-
-    label: str
-    colour: str
-    outlines: tuple[Outline, ...] = ()
-    prompt: Mapping[str, Any] | None = None
-    note: str = ""
 
 
 def draw_overlays(
@@ -220,118 +189,22 @@ def describe_prompt(record: Mapping[str, Any] | None) -> str:
     """Return in words what the refiner was told, from a record of a prompts file."""
     if record is None:
         return ""
+    labels = record.get("labels") or []
     parts = ["box"] if record.get("box") else []
-    if points := len(record.get("points") or []):
+    if points := sum(labels):
         parts.append("point" if points == 1 else f"{points} points")
+    if len(labels) > points:
+        parts.append("a negative point")
     if record.get("mask"):
         parts.append("the coarse mask itself")
     if record.get("empty"):
         # With `on_empty: full_image` the parts that are there stand for the whole image.
         return f"{'prompt: the full image, for' if parts else 'no prompt, for'} the coarse mask is empty"
-    return f"prompt: {' and '.join(parts)}" if parts else ""
-
-
-def draw_panels(path: str | Path, image: np.ndarray, panels: Sequence[Panel]) -> dict[str, Any]:
-    """Draw views of an image side by side as a PNG.
-
-    The image is enlarged or reduced so that its longer side has ``PANEL`` pixels. Pixel (x, y) of
-    the image covers [x - 0.5, x + 0.5] × [y - 0.5, y + 0.5] there, so outlines run along the
-    pixels' borders and half-open boxes [x0, x1) end at x1 - 0.5.
-
-    Args:
-        path: The PNG.
-        image: uint8 (H, W, 3) RGB.
-        panels: The views, from left to right.
-
-    Returns:
-        ``panels``: for each view its [left, top, width, height] in pixels of the picture.
-    """
-    height, width = image.shape[:2]
-    scale = PANEL / max(height, width)
-    wide, high = max(1, round(width * scale)), max(1, round(height * scale))
-    pixels = cv2.resize(
-        image, (wide, high), interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
-    )
-    total = (len(panels) * wide + (len(panels) - 1) * _GAP, high + _STRIP)
-    with matplotlib.rc_context({"font.family": "sans-serif", "path.simplify": False}):
-        figure = Figure(figsize=(total[0] / _DPI, total[1] / _DPI), dpi=_DPI, facecolor=_GROUND)
-        places = []
-        for number, panel in enumerate(panels):
-            left = number * (wide + _GAP)
-            places.append([left, _STRIP, wide, high])
-            figure.text(
-                (left + 6) / total[0],
-                1.0 - 0.5 * _STRIP / total[1],
-                panel.label,
-                color=panel.colour,
-                size=14,
-                weight="bold",
-                va="center",
-            )
-            axes = figure.add_axes(
-                (left / total[0], 0.0, wide / total[0], high / total[1]), frameon=False
-            )
-            edges = (-0.5, width - 0.5, height - 0.5, -0.5)
-            axes.imshow(pixels, extent=edges, interpolation="nearest", aspect="auto")
-            _draw_panel(axes, panel)
-            axes.set(xlim=edges[:2], ylim=edges[2:], xticks=[], yticks=[])
-        figure.savefig(path, format="png", facecolor=_GROUND, metadata={"Software": None})
-    return {"panels": places}
-
-
-def _draw_panel(axes: Axes, panel: Panel) -> None:
-    for outline in panel.outlines:
-        draw_outline(axes, outline)
-    if panel.prompt is not None:
-        _draw_prompt(axes, panel.prompt)
-    if panel.note:
-        axes.text(
-            0.5,
-            0.05,
-            panel.note,
-            transform=axes.transAxes,
-            color="white",
-            size=15,
-            ha="center",
-            path_effects=[withStroke(linewidth=3, foreground="black")],
-        )
-
-
-def draw_outline(axes: Axes, outline: Outline) -> None:
-    """Draw the border of a mask; where it meets the image's border, the line runs along that."""
-    if not outline.mask.any():
-        return
-    padded = np.pad(outline.mask.astype(float), 1)
-    height, width = outline.mask.shape
-    contours = axes.contour(
-        np.arange(-1, width + 1),
-        np.arange(-1, height + 1),
-        padded,
-        levels=[0.5],
-        colors=[outline.colour],
-        linewidths=outline.width * 72.0 / _DPI,
-    )
-    shade = withStroke(linewidth=(outline.width + 1.6) * 72.0 / _DPI, foreground="#00000060")
-    contours.set_path_effects([shade])
-
-
-def _draw_prompt(axes: Axes, record: Mapping[str, Any]) -> None:
-    if record.get("box"):
-        x0, y0, x1, y1 = record["box"]
-        axes.add_patch(
-            Rectangle(
-                (x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, lw=1.8, edgecolor=BOX_COLOUR
-            )
-        )
-    points = record.get("points") or []
-    for (x, y), label in zip(points, record.get("labels") or [1] * len(points), strict=True):
-        axes.scatter(
-            x,
-            y,
-            marker="*" if label else "X",
-            s=260 if label else 110,
-            color=POINT_COLOUR,
-            edgecolors="white",
-            linewidths=1.0,
-            zorder=5,
-        )
+    if not parts:
+        return ""
+    told = ", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1]
+    if others := len(record.get("others") or []):
+        told += f" for each of {others + 1} components"
+    if window := record.get("window"):
+        told += f", in a crop of {window[2] - window[0]} × {window[3] - window[1]} pixels"
+    return f"prompt: {told}"

@@ -22,6 +22,7 @@ from ultrarefiner.io import atomic_directory, file_sha256
 from ultrarefiner.models import MODELS, build_model
 from ultrarefiner.models.transunet import load_imagenet21k
 from ultrarefiner.models.weights import WEIGHTS, locate_weights
+from ultrarefiner.models.weights_record import checked_sha256
 from ultrarefiner.runtime import choose_device, seed_everything
 from ultrarefiner.training import console
 from ultrarefiner.training.checkpoint import (
@@ -236,7 +237,7 @@ def train_coarse(
     model, splits = Path(model), Path(splits)
     roles = _fold_cases(splits, fold)
     pretrained = _starting_weights(config)
-    parents = {} if pretrained is None else {pretrained.name: file_sha256(pretrained)}
+    parents = {} if pretrained is None else {pretrained.name: checked_sha256(pretrained)}
     seed_everything(config.seed)
     net = build_model(config.model, config.image_size, NUM_CLASSES)
     if pretrained is not None:

@@ -1,0 +1,149 @@
+"""What a SAM's decoder is asked: prompts in the model's own frame, and moved copies of prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from ultrarefiner.io import item_seed
+from ultrarefiner.prompts.base import Prompt
+from ultrarefiner.prompts.geometry import lesion_pixels, tight_box
+from ultrarefiner.refine.options import JitterOptions
+
+MASK_LOGIT = 10.0
+"""Logit of a mask prompt where its probability is 1; see ``mask_prompt_logits``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A prompt as the prompt encoder takes it, before that adds its half pixel.
+
+    Attributes:
+        points: (N, 2) in the model's frame, x and y.
+        labels: (N,) 1 for lesion, 0 for background.
+        box: (4,) x0, y0, x1, y1 in the model's frame.
+        mask: float32 (1, side, side) low-resolution logits.
+    """
+
+    points: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    box: np.ndarray | None = None
+    mask: torch.Tensor | None = None
+
+    def with_mask(self, logits: torch.Tensor) -> Query:
+        """Return the same query with low-resolution logits (side, side) as its mask prompt."""
+        return replace(self, mask=logits[None])
+
+
+def fed_back(query: Query, answer: tuple[torch.Tensor, torch.Tensor]) -> Query:
+    """Return a query for the next pass: its mask prompt is the best of its answer's logits.
+
+    Args:
+        query: What was asked.
+        answer: Low-resolution logits (K, side, side) and predicted IoU (K,).
+    """
+    logits, ious = answer
+    return query.with_mask(logits[int(ious.argmax())])
+
+
+def moved_copies(
+    prompt: Prompt, refined: np.ndarray, jitter: JitterOptions, image_sha256: str
+) -> list[Prompt]:
+    """Return copies of a prompt with its edges and points moved at random, within the image.
+
+    Each edge and coordinate moves by a uniform share of the side of the prompt's box, a mask as a
+    whole. A prompt without box is measured by the box of its mask, one of points by that of the
+    refined mask, which may be the whole image. Logits stay where they are.
+
+    Args:
+        prompt: The prompt, in original pixels.
+        refined: bool (H, W), what the prompt itself gave.
+        jitter: How many copies, how far, which seed.
+        image_sha256: Digest of the image, so that images get moves of their own.
+
+    Returns:
+        ``jitter.copies`` prompts, the same for the same arguments; none if nothing can be moved.
+    """
+    if prompt.box is None and prompt.points is None and prompt.mask is None:
+        return []
+    height, width = refined.shape
+    sides = _measure(prompt, refined)
+    copies = []
+    for copy in range(jitter.copies):
+        rng = np.random.default_rng(item_seed("jitter", jitter.seed, image_sha256, copy))
+        edges = rng.uniform(-1, 1, (2, 2)) * jitter.box * sides
+        shift = rng.uniform(-1, 1, 2) * jitter.box * sides
+        parts = {}
+        if prompt.box is not None:
+            parts["box"] = (prompt.box.reshape(2, 2) + edges).ravel()
+            parts["box"][:2] = np.clip(parts["box"][:2], 0, (width - 1, height - 1))
+            parts["box"][2:] = np.clip(parts["box"][2:], parts["box"][:2] + 1, (width, height))
+        if prompt.points is not None:
+            moves = rng.uniform(-1, 1, prompt.points.shape) * jitter.point * sides
+            parts["points"] = np.clip(prompt.points + moves, 0, (width - 1, height - 1))
+            parts["labels"] = prompt.labels
+        if prompt.mask is not None:
+            parts["mask"] = _shifted(prompt.mask, *np.rint(shift).astype(int))
+        copies.append(Prompt(**parts, mask_logits=prompt.mask_logits))
+    return copies
+
+
+def _measure(prompt: Prompt, refined: np.ndarray) -> np.ndarray:
+    """Return width and height of what a prompt is about."""
+    if prompt.mask is not None:
+        x0, y0, x1, y1 = tight_box(lesion_pixels(prompt.mask))
+    elif prompt.box is not None:
+        x0, y0, x1, y1 = prompt.box
+    elif refined.any():
+        x0, y0, x1, y1 = tight_box(refined)
+    else:
+        (x0, y0), (y1, x1) = (0, 0), refined.shape
+    return np.array([x1 - x0, y1 - y0], dtype=np.float64)
+
+
+def _shifted(mask: np.ndarray, dx: int, dy: int) -> np.ndarray:
+    """Return the mask moved by whole pixels; what comes in from outside is 0."""
+    height, width = mask.shape
+    moved = np.zeros_like(mask)
+    to = (slice(max(dy, 0), height + min(dy, 0)), slice(max(dx, 0), width + min(dx, 0)))
+    back = (slice(max(-dy, 0), height + min(-dy, 0)), slice(max(-dx, 0), width + min(-dx, 0)))
+    moved[to] = mask[back]
+    return moved
+
+
+def mean_iou(mask: np.ndarray, others: np.ndarray) -> float:
+    """Return the mean IoU of a bool (H, W) mask with others (N, H, W); two empty masks agree."""
+    both = (mask & others).sum(axis=(1, 2))
+    either = (mask | others).sum(axis=(1, 2))
+    return float(np.where(either == 0, 1.0, both / np.maximum(either, 1)).mean())
+
+
+def mask_prompt_logits(
+    mask: np.ndarray, input_hw: tuple[int, int], frame: int, size: int
+) -> torch.Tensor:
+    """Turn a mask in original pixels into the low-resolution logits a SAM takes as mask prompt.
+
+    A probability p becomes the logit (2p - 1) * 10: linear, bounded, 0 at p = 0.5. It takes the
+    image's way into the model: resized to the image's place in the square frame, the padding is
+    sure background, then blocks of pixels are averaged. So it lies on the image to the pixel, also
+    where the image's size in the frame is no multiple of the block.
+
+    Args:
+        mask: (H, W) bool, or probability in [0, 1].
+        input_hw: (height, width) of the image in the frame.
+        frame: Side of the square frame.
+        size: Side of the logits.
+
+    Returns:
+        float32 (1, 1, size, size), on the CPU.
+    """
+    probability = torch.from_numpy(np.array(mask, dtype=np.float32))[None, None]
+    resized = functional.interpolate(
+        probability, input_hw, mode="bilinear", align_corners=False, antialias=True
+    ).clamp(0, 1)
+    padding = (0, frame - input_hw[1], 0, frame - input_hw[0])
+    averaged = functional.interpolate(functional.pad(resized, padding), (size, size), mode="area")
+    return (2 * averaged - 1) * MASK_LOGIT
