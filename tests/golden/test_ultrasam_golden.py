@@ -124,3 +124,15 @@ def test_the_threshold_after_upsampling_is_that_of_sam(refiners, embeddings, gol
     mask = refiner.refine(embeddings["reference"], prompts_of(golden, "box")).mask
     info = json.loads((FOLDER / "predict_info.json").read_text())["box"]["alternatives"]
     assert abs(int(mask.sum()) - info["sam_style_logit_interp"]) <= 64
+
+
+def test_bfloat16_changes_less_than_a_thousandth_of_the_pixels(
+    refiners, embeddings, golden, weights
+):
+    exact = refiners["official"]
+    rounded = load_refiner("ultrasam", str(weights), compat="official", precision="bfloat16")
+    embedding = rounded.embed(golden["image_rgb"])
+    for prompt in prompts_of(golden, "box") + prompts_of(golden, "point"):
+        wanted = exact.refine(embeddings["official"], prompt).mask
+        found = rounded.refine(embedding, prompt).mask
+        assert 0 < np.count_nonzero(found != wanted) <= 0.001 * wanted.size

@@ -108,16 +108,60 @@ def test_names_and_values_of_the_state_dict_stay():
     again.load_state_dict(before)
 
 
-def test_bfloat16_is_near_and_the_call_leaves_the_weights_alone():
-    sam = tiny_sam(side=256)
-    sam.requires_grad_(False)
+@pytest.fixture(scope="module")
+def small():
+    """A tiny SAM with six blocks, the fourth global."""
+    sam = tiny_sam(side=256, depth=6, global_blocks=(3,)).requires_grad_(False)
     fuse_attention(sam.image_encoder)
+    return sam
+
+
+def test_bfloat16_is_near_and_the_call_leaves_the_model_alone(small):
     with torch.inference_mode():
-        exact = encode(sam, image(256))
-        rounded = encode(sam, image(256), "bfloat16")
+        exact = encode(small, image(256))
+        rounded = encode(small, image(256), "bfloat16")
+        again = encode(small, image(256))
     assert exact.dtype == rounded.dtype == torch.float32
-    assert 0 < float((exact - rounded).abs().mean()) < 0.02 * float(exact.std())
-    assert all(value.dtype == torch.float32 for value in sam.image_encoder.parameters())
+    assert 0 < float((exact - rounded).abs().mean()) < 0.002 * float(exact.std())
+    assert torch.equal(exact, again)
+    assert all(value.dtype == torch.float32 for value in small.image_encoder.parameters())
+
+
+def test_only_the_later_blocks_round(small):
+    seen = {}
+    hooks = [
+        block.register_forward_hook(lambda _m, _i, out, n=n: seen.setdefault(n, []).append(out))
+        for n, block in enumerate(small.image_encoder.blocks)
+    ]
+    with torch.inference_mode():
+        encode(small, image(256))
+        encode(small, image(256), "bfloat16")
+    for hook in hooks:
+        hook.remove()
+    assert [torch.equal(*seen[n]) for n in range(6)] == [True, True, False, False, False, False]
+
+
+def test_rounding_about_the_mean_token_is_far_better_than_autocast(small):
+    with torch.inference_mode():
+        exact = encode(small, image(256))
+        rounded = encode(small, image(256), "bfloat16")
+        with torch.autocast("cpu", torch.bfloat16):
+            plain = small.image_encoder(image(256)).float()
+    assert 3 * (exact - rounded).abs().mean() < (exact - plain).abs().mean()
+
+
+def test_the_rounding_of_an_image_does_not_depend_on_its_batch(small):
+    pixels = image(256, count=3)
+    with torch.inference_mode():
+        together = encode(small, pixels, "bfloat16")
+        alone = torch.cat([encode(small, one[None], "bfloat16") for one in pixels])
+    torch.testing.assert_close(together, alone, atol=2e-5, rtol=0)
+
+
+def test_an_encoder_that_is_not_ours_rounds_by_autocast():
+    sam = tiny_sam(side=256).requires_grad_(False)
+    with torch.inference_mode():
+        assert not torch.equal(encode(sam, image(256)), encode(sam, image(256), "bfloat16"))
 
 
 def test_the_input_is_not_changed():

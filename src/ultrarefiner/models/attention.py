@@ -6,6 +6,11 @@ in pieces that stay in the processor's cache, or through torch's fused attention
 decomposed relative positions (Li et al., MViTv2, CVPR 2022) are added to each piece. Windows at the
 border, which the released code fills with zeros before the projections, are filled after them: the
 projection of a zero is the bias.
+
+Where a processor multiplies bfloat16 faster, the MLPs of the later blocks can have such products.
+They are taken about the mean token: W x = W (x - m) + W m, the first product rounded, the second
+not. Tokens have much in common, so what is rounded is small; the masks then differ about five times
+less than with torch's autocast.
 """
 
 from __future__ import annotations
@@ -18,6 +23,8 @@ from torch.nn import functional
 
 _ROWS = 1024  # queries at a time: their scores stay in the cache
 _TOKENS = 1024  # tokens at a time through the MLP, for the same reason
+_ROUNDED_TOKENS = 512  # the same with bfloat16 products
+_FIRST_ROUNDED = 1 / 3  # of the depth: what an earlier block rounds, all later ones carry on
 
 
 class FusedBlock(nn.Module):
@@ -27,10 +34,14 @@ class FusedBlock(nn.Module):
 
     Args:
         block: The released block; its modules and parameters become this one's.
+
+    Attributes:
+        rounded: Whether the products of the MLP are bfloat16's, without autocast.
     """
 
     def __init__(self, block: Block) -> None:
         super().__init__()
+        self.rounded = False
         self.norm1 = block.norm1
         self.attn = block.attn
         self.norm2 = block.norm2
@@ -44,10 +55,21 @@ class FusedBlock(nn.Module):
         ):
             return Block.forward(self, x)
         x = (x + self._attention(self.norm1(x))).contiguous()
+        if self.rounded:
+            self._add_rounded_mlp(x)
+            return x
         flat = x.view(-1, x.shape[-1])
         for part in flat.split(_TOKENS) if x.device.type == "cpu" else [flat]:
             part += self.mlp(self.norm2(part))
         return x
+
+    def _add_rounded_mlp(self, x: torch.Tensor) -> None:
+        """Add the MLP's output to tokens (B, H, W, C), in place, with bfloat16 products."""
+        first, second = self.mlp.lin1, self.mlp.lin2
+        for image in x.flatten(1, 2):  # so that no image's rounding depends on another image
+            for part in image.split(_ROUNDED_TOKENS):
+                hidden = self.mlp.act(_rounded_product(first, self.norm2(part)))
+                part += _rounded_product(second, hidden)
 
     def _attention(self, x: torch.Tensor) -> torch.Tensor:
         batch, height, width, channels = x.shape
@@ -90,6 +112,16 @@ class FusedBlock(nn.Module):
             qkv = padded
         qkv = qkv.view(batch, down, size, across, size, channels).transpose(2, 3)
         return qkv.reshape(-1, size, size, channels)
+
+
+def _rounded_product(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """Return a layer's output for x (N, C), which is overwritten; float32, bfloat16 products.
+
+    The mean of every sixteenth token does for the mean token: the result is right for any.
+    """
+    mean = x[::16].mean(0)
+    near = functional.linear(x.sub_(mean).bfloat16(), layer.weight.bfloat16())
+    return torch.add(near, functional.linear(mean, layer.weight, layer.bias))
 
 
 Biases = tuple[torch.Tensor, torch.Tensor] | None
@@ -166,6 +198,17 @@ def _attend_fused(
         )
     out = torch.cat(parts).transpose(1, 2)
     return out.reshape(count, rows, columns, heads * channels)
+
+
+def is_fused(encoder: nn.Module) -> bool:
+    """Return whether an encoder computes its blocks this way."""
+    return all(isinstance(block, FusedBlock) for block in getattr(encoder, "blocks", [None]))
+
+
+def round_products(encoder: ImageEncoderViT, rounded: bool) -> None:
+    """Choose whether the later blocks' MLPs have bfloat16 products, in place."""
+    for index, block in enumerate(encoder.blocks):
+        block.rounded = rounded and index >= _FIRST_ROUNDED * len(encoder.blocks)
 
 
 def fuse_attention(encoder: ImageEncoderViT) -> None:

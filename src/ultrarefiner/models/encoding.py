@@ -8,6 +8,8 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import nn
 
+from ultrarefiner.models.attention import is_fused, round_products
+
 Precision = Literal["float32", "bfloat16"]
 
 _MOST = 16  # images at a time; more gain nothing on any GPU that we know of
@@ -23,8 +25,9 @@ def encode(
     Args:
         sam: The model.
         pixels: float32 (B, 3, side, side), normalised and padded, on the model's device.
-        precision: Arithmetic of the encoder. ``bfloat16`` is for its matrix products; the sums that
-            run through all blocks stay float32.
+        precision: Arithmetic of the encoder. ``bfloat16`` is for matrix products: on a GPU all of
+            them, on a CPU those that take most of the time and change masks least (the MLPs of the
+            later blocks). The sums that run through all blocks stay float32.
         compiled: Compile the encoder at its first use: that takes a minute, and pays off from some
             hundred images on.
 
@@ -34,7 +37,11 @@ def encode(
     encoder = sam.image_encoder
     if compiled and encoder._compiled_call_impl is None:
         encoder.compile()
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    rounded = precision == "bfloat16"
+    if pixels.device.type == "cpu" and is_fused(encoder):
+        round_products(encoder, rounded)
+        return encoder(pixels)
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=rounded):
         return encoder(pixels).float()
 
 

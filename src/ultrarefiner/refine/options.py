@@ -82,7 +82,9 @@ class SamOptions(Section):
         None, description="Refine moved copies of the prompt too; their agreement is recorded."
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Arithmetic of the image encoder; bfloat16 is faster and rounds."
+        "float32",
+        description="Arithmetic of the image encoder; bfloat16 is faster where the "
+        "device has it, and rounds: see docs/reference/refiners.md.",
     )
     compile: bool = Field(
         False, description="Compile the image encoder; pays off from some hundred images on."
