@@ -143,12 +143,16 @@ class GrabCutRefiner(Refiner):
         in_box = _box_pixels(prompt, embedding.image_hw)
         touched = window.shrink(in_box.astype(np.float32)) > 0
         away = window.around_points(prompt, label=0)
-        lesion = window.shrink_mask(mask, kept) & touched & ~away
-        if not lesion.any():
-            raise PromptError(
-                "background points cover the whole mask; remove them, or give an empty result "
-                "without refining"
-            )
+        lesion = window.shrink_mask(mask, kept) & touched
+        if not (lesion & ~away).any():
+            if _on_mask(prompt, kept):
+                raise PromptError(
+                    "background points cover the whole mask; remove them, or give an empty result "
+                    "without refining"
+                )
+            # Points beside a lesion of a pixel or two: their surroundings would swallow it.
+            away &= ~lesion
+        lesion &= ~away
         if lesion.all():
             return kept
         codes = trimap(lesion, options.inner, options.outer)
@@ -294,6 +298,14 @@ def _signed_distance(mask: np.ndarray) -> np.ndarray:
     inside = ndimage.distance_transform_edt(mask)
     outside = ndimage.distance_transform_edt(~mask)
     return np.where(mask, inside - 0.5, 0.5 - outside)
+
+
+def _on_mask(prompt: Prompt, lesion: np.ndarray) -> bool:
+    """Whether a background point lies on a lesion pixel, bool (H, W)."""
+    if prompt.points is None:
+        return False
+    x, y = np.rint(prompt.points[prompt.labels == 0]).astype(int).T
+    return bool(lesion[y, x].any())
 
 
 def _grid(shape: tuple[int, int], size: int) -> tuple[int, int]:
