@@ -90,6 +90,20 @@ def test_kinds_that_the_row_excludes_are_refused_with_the_rows_reason(refiner, e
         assert REFINERS[refiner.family].needs_mask in str(error.value)
 
 
+@pytest.mark.parametrize("spot", [(0, 0), (25, 35), (HEIGHT - 1, WIDTH - 1)])
+def test_a_lesion_of_one_pixel_is_refined_with_a_background_point_beside_it(
+    refiner, embedding, spot
+):
+    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    mask[spot] = True
+    for kind in usable(refiner):
+        negative = int("point" in PROMPTS[kind].parts)
+        refined = refiner.refine(embedding, prompt_from_mask(mask, kind, negative=negative))
+        assert refined.mask.shape == mask.shape
+        if refiner.family == "grabcut":
+            assert refined.mask[spot]
+
+
 def test_several_prompts_are_united(refiner, embedding, lesion):
     halves = [lesion.copy(), lesion.copy()]
     halves[0][:, 30:] = False

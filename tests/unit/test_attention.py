@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from shutil import which
 
 import pytest
 import torch
@@ -170,6 +171,17 @@ def test_the_input_is_not_changed():
     with torch.inference_mode():
         fused(encoder())(pixels)
     assert torch.equal(pixels, before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_encoder_gives_the_same():
+    sam = tiny_sam(side=256).requires_grad_(False)
+    fuse_attention(sam.image_encoder)
+    with torch.inference_mode():
+        wanted = encode(sam, image(256))
+        found = encode(sam, image(256), compiled=True)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
 
 def test_one_image_at_a_time_on_a_cpu():

@@ -393,14 +393,3 @@ def test_options_that_make_no_sense_are_refused(options, complaint):
 def test_the_family_loads_its_class_on_any_device():
     for device in ("cpu", "auto", "cuda"):
         assert isinstance(load_refiner("grabcut", device=device), GrabCutRefiner)
-
-
-@pytest.mark.parametrize("column", range(0, 70, 5))
-def test_a_background_point_beside_a_lesion_of_one_pixel_does_not_swallow_it(refiner, column):
-    for row in (0, 1, 25, 48, 49):
-        mask = np.zeros((50, 70), dtype=bool)
-        mask[row, column] = True
-        prompt = prompt_from_mask(mask, "mask+point", negative=1)
-        assert (prompt.labels == 0).any()
-        refined = refiner.refine(refiner.embed(picture(mask)), prompt)
-        assert refined.mask[row, column]
