@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 import torch
 
 from tests.sam_fixture import write_tiny_ultrasam
+from tests.sam_refiners import decoder_calls, options, scene
 from ultrarefiner.errors import ConfigError, PromptError
 from ultrarefiner.prompts.base import Prompt
 from ultrarefiner.prompts.geometry import tight_box
 from ultrarefiner.refine import load_refiner, parse_options
 from ultrarefiner.refine.embeddings import SamEmbedding
-from ultrarefiner.refine.options import UltraSamOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 HEIGHT, WIDTH = 150, 200
 BOX = (50, 52, 110, 113)
 POINT = np.array([[80.0, 82]])
-
-
-def scene(height, width, seed=0):
-    """Return a bright speckled field with a dark ellipse, as uint8 RGB, and the ellipse."""
-    rng = np.random.default_rng(seed)
-    rows, columns = (np.mgrid[:height, :width] + 0.5) / np.array([height, width])[:, None, None]
-    lesion = np.hypot((rows - 0.55) / 0.2, (columns - 0.4) / 0.15) <= 1
-    gray = np.where(lesion, 50, 150) * rng.gamma(6.0, 1 / 6, (height, width)) + rows * 30
-    channels = np.clip(gray[..., None] * (1.0, 0.9, 0.7), 0, 255)
-    return channels.astype(np.uint8), lesion
 
 
 @pytest.fixture(scope="module")
@@ -68,31 +56,6 @@ def prompts():
         "mask+box": Prompt(mask=lesion, box=BOX),
         "logits": Prompt(mask_logits=logits),
     }
-
-
-@contextmanager
-def options(refiner, **values):
-    before, refiner.options = refiner.options, UltraSamOptions(**values)
-    try:
-        yield refiner
-    finally:
-        refiner.options = before
-
-
-@contextmanager
-def decoder_calls(refiner):
-    """Collect (prompts, tokens, whether three masks are asked for) of each call of the decoder."""
-    calls = []
-
-    def note(module, args, kwargs):
-        tokens = kwargs["sparse_prompt_embeddings"]
-        calls.append((*tokens.shape[:2], kwargs["multimask_output"]))
-
-    handle = refiner.sam.mask_decoder.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        yield calls
-    finally:
-        handle.remove()
 
 
 @pytest.mark.parametrize(
