@@ -97,7 +97,7 @@ def shelved(refiner: Refiner, shelf: Shelf, image: np.ndarray) -> SamEmbedding:
     found = shelf.get(key, refiner.weights_sha256)
     if found is None:
         found = refiner.embed(image)
-        shelf.put(key, found)
+        shelf.put(found)
         found = found.rounded()
     return found
 

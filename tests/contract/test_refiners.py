@@ -308,6 +308,14 @@ def test_weights_are_asked_for_exactly_where_they_are_needed(family):
         load_refiner(family, wrong)
 
 
+def test_what_is_no_image_or_no_prompt_is_refused(refiner, embedding, image):
+    with pytest.raises(UltraRefinerError, match="got a list"):
+        refiner.embed(image.tolist())
+    for prompt in (None, 3, [None]):
+        with pytest.raises(PromptError, match="must be a Prompt or a list of them"):
+            refiner.refine(embedding, prompt)
+
+
 def test_an_unknown_family_names_the_known_ones():
     with pytest.raises(ConfigError, match="grabcut, mobile_sam, sam"):
         load_refiner("grab")

@@ -87,3 +87,11 @@ def test_a_file_that_does_not_fit_is_refused(published, tmp_path, spoil, reason)
     torch.save(state, tmp_path / "spoilt.pt")
     with pytest.raises(WeightsError, match=reason):
         load_sam(tmp_path / "spoilt.pt", "mobile_sam")
+
+
+def test_a_model_that_was_saved_again_loads_as_it_was(sam, tmp_path):
+    torch.save(sam.state_dict(), tmp_path / "again.pth")
+    again = load_sam(tmp_path / "again.pth", "mobile_sam").state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in sam.state_dict().items())
+    with pytest.raises(WeightsError, match="family: mobile_sam"):
+        load_sam(tmp_path / "again.pth")

@@ -278,6 +278,11 @@ def without(key):
     return lambda content: content["model_state_dict"].pop(key)
 
 
+def rewrite(change):
+    """Return a function that adds tensors to the first block's attention."""
+    return lambda content: content["model_state_dict"].update(change("backbone.layers.0.attn.qkv"))
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
@@ -292,6 +297,20 @@ def without(key):
         (
             lambda c: c["model_state_dict"].update({"x.lora_A.default.weight": torch.zeros(3, 4)}),
             r"1 LoRA tensors under names that are not known, such as x\.lora_A\.default\.weight",
+        ),
+        (lambda c: c["lora_config"].update(use_rslora=True), "use_rslora, whose layers merge by"),
+        (rewrite(lambda qkv: {f"{qkv}.weight": torch.zeros(144, 48)}), "twice, under two names"),
+        (
+            rewrite(lambda qkv: {f"{qkv}.lora.lora_A.weight": torch.zeros(RANK, 48)}),
+            "twice, under two names",
+        ),
+        (
+            rewrite(lambda qkv: {f"{qkv}.original.weight": torch.ones(144, 48, dtype=torch.int8)}),
+            r"original\.weight is of type torch\.int8",
+        ),
+        (
+            rewrite(lambda qkv: {f"{qkv}.original.weight": torch.zeros(144, 48, device="meta")}),
+            "without numbers",
         ),
     ],
 )

@@ -26,6 +26,10 @@ MASK = np.eye(4, dtype=bool)
         ({"points": [[3, 4]], "labels": [2]}, "one 0 or 1"),
         ({"box": (0, 0, 2, 2), "labels": [1]}, "without points"),
         ({"mask": np.zeros((1, 4, 4))}, r"not \(H, W\)"),
+        ({"mask": np.full((4, 4), "a")}, r"not \(H, W\) of numbers"),
+        ({"box": ["a", 0, 1, 1]}, "are not numbers"),
+        ({"points": [(3, 4), (1,)]}, "are not numbers"),
+        ({"mask_logits": "x"}, "are not numbers"),
     ],
 )
 def test_nonsense_is_refused_with_its_reason(parts, complaint):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from tests.sam_fixture import write_tiny_ultrasam
 from tests.sam_refiners import decoder_calls, options, scene
-from ultrarefiner.errors import ConfigError, PromptError
+from ultrarefiner.errors import ConfigError, PromptError, UltraRefinerError
 from ultrarefiner.prompts.base import Prompt
 from ultrarefiner.prompts.geometry import tight_box
 from ultrarefiner.refine import load_refiner, parse_options
@@ -90,7 +92,9 @@ def test_sizes_are_cut_off_and_the_padding_is_as_asked(full_frame, size, wanted,
 
 def test_coordinates_are_scaled_as_asked(refiner):
     features = np.zeros((256, 16, 16), np.float32)
-    embedding = SamEmbedding(features, (100, 201), (127, 256), "", refiner.weights_sha256)
+    embedding = SamEmbedding(
+        features, (100, 201), (127, 256), "", refiner.weights_sha256, refiner.family, refiner.recipe
+    )
     prompt = Prompt(box=(10, 20, 110, 90), points=[[40, 50]])
     per_axis, longest = np.array([256 / 201, 1.27]), np.array([256 / 201] * 2)
     for scale, factors in (("per_axis", per_axis), ("longest", longest)):
@@ -242,7 +246,15 @@ def test_the_threshold_before_fattens_lesions(full_frame, radius, least, most):
     logits = radius - np.hypot(rows - 96.3, columns - 130.2)
     logits = torch.from_numpy(logits.astype(np.float32))[None]
     features = np.zeros((256, 64, 64), np.float32)
-    embedding = SamEmbedding(features, (430, 560), (786, 1024), "", full_frame.weights_sha256)
+    embedding = SamEmbedding(
+        features,
+        (430, 560),
+        (786, 1024),
+        "",
+        full_frame.weights_sha256,
+        full_frame.family,
+        full_frame.recipe,
+    )
     true = np.pi * (radius * 4 * 560 / 1024) ** 2
     areas = {}
     for threshold in ("after", "before"):
@@ -290,3 +302,14 @@ def test_contradictions_are_refused_by_name(given, complaint):
 def test_logits_of_another_size_are_refused(refiner, embedding):
     with pytest.raises(PromptError, match=r"\(256, 256\).*\(64, 64\)"):
         refiner.refine(embedding, Prompt(mask_logits=np.zeros((256, 256))))
+
+
+def test_an_embedding_of_another_family_or_other_options_is_refused(refiner, prompts):
+    image, _ = scene(HEIGHT, WIDTH)
+    embedding = refiner.embed(image)
+    with options(refiner, padding="before"):
+        with pytest.raises(UltraRefinerError, match=r"'padding': 'after'.* this refiner is of"):
+            refiner.refine(embedding, prompts["box"])
+        refiner.refine(refiner.embed(image), prompts["box"])
+    with pytest.raises(UltraRefinerError, match="made by family 'sam'"):
+        refiner.refine(replace(embedding, family="sam"), prompts["box"])

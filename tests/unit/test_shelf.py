@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,17 +28,19 @@ FILE = 2 * 256 * 16 * 16 + 1024  # what the shelf reckons for one of these embed
 
 def embedding(number, weights=WEIGHTS):
     features = np.random.default_rng(number).normal(size=(256, 16, 16)).astype(np.float32)
-    return SamEmbedding(features, (90, 120), (192, 256), f"{number:064x}", weights)
+    recipe = {"precision": "float32"}
+    image = f"{number:064x}"
+    return SamEmbedding(features, (90, 120), (192, 256), image, weights, "sam", recipe)
 
 
-def key(number):
-    return f"{number:064x}"
+def key(number, weights=WEIGHTS):
+    return embedding_key(f"{number:064x}", weights, "sam", {"precision": "float32"})
 
 
 def fill(shelf, numbers, hours_ago=()):
     """Store embeddings; those with an age were used so long ago."""
     for number in numbers:
-        assert shelf.put(key(number), embedding(number))
+        assert shelf.put(embedding(number))
     for number, hours in zip(numbers, hours_ago, strict=False):
         used = time.time() - hours * HOUR
         os.utime(shelf.path(key(number), WEIGHTS), (used, used))
@@ -50,13 +53,13 @@ def there(shelf, numbers):
 def test_what_is_put_comes_back_rounded_to_float16_and_is_one_file(tmp_path):
     shelf = Shelf(tmp_path / "new" / "shelf", 10 * FILE)
     assert shelf.get(key(1), WEIGHTS) is None
-    assert shelf.put(key(1), embedding(1))
+    assert shelf.put(embedding(1))
     found = shelf.get(key(1), WEIGHTS)
     assert found.features.dtype == np.float32
     assert np.array_equal(found.features, embedding(1).rounded().features)
     assert not np.array_equal(found.features, embedding(1).features)
     assert (found.image_size, found.input_size) == ((90, 120), (192, 256))
-    path = tmp_path / "new" / "shelf" / WEIGHTS[:16] / "00" / f"{key(1)}.safetensors"
+    path = tmp_path / "new" / "shelf" / WEIGHTS[:16] / key(1)[:2] / f"{key(1)}.safetensors"
     assert [p for p in (tmp_path / "new").rglob("*") if p.is_file()] == [path]
     assert path.stat().st_size <= FILE
 
@@ -80,7 +83,7 @@ def test_reading_counts_as_use(tmp_path):
 def test_files_in_use_are_never_removed_and_one_warning_says_what_is_missing(tmp_path, caplog):
     fill(Shelf(tmp_path, 100 * FILE), range(2), hours_ago=[2, 1])
     shelf = Shelf(tmp_path, 3 * FILE, images=5)
-    stored = [shelf.put(key(number), embedding(number)) for number in range(10, 15)]
+    stored = [shelf.put(embedding(number)) for number in range(10, 15)]
     assert stored == [True, True, True, False, False]
     assert there(shelf, range(20)) == [10, 11, 12]
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
@@ -91,14 +94,14 @@ def test_files_in_use_are_never_removed_and_one_warning_says_what_is_missing(tmp
 
 def test_an_embedding_larger_than_the_limit_is_not_stored(tmp_path):
     fill(Shelf(tmp_path, 100 * FILE), [1], hours_ago=[1])
-    assert not Shelf(tmp_path, FILE // 2).put(key(2), embedding(2))
+    assert not Shelf(tmp_path, FILE // 2).put(embedding(2))
     assert there(Shelf(tmp_path, FILE), [2]) == []
 
 
 def test_other_files_in_the_folder_are_neither_counted_nor_removed(tmp_path):
     others = [
         tmp_path / "model.safetensors",
-        tmp_path / WEIGHTS[:16] / "00" / "mine.safetensors",
+        tmp_path / WEIGHTS[:16] / key(1)[:2] / "mine.safetensors",
         tmp_path / WEIGHTS[:16] / "notes" / f"{key(1)}.safetensors",
         tmp_path / "weights" / "00" / f"{key(1)}.safetensors",
     ]
@@ -108,7 +111,7 @@ def test_other_files_in_the_folder_are_neither_counted_nor_removed(tmp_path):
         os.utime(path, (0, 0))
     shelf = Shelf(tmp_path, 2 * FILE)
     fill(shelf, [1, 2])
-    assert not shelf.put(key(3), embedding(3))
+    assert not shelf.put(embedding(3))
     assert all(path.exists() for path in others)
 
 
@@ -143,6 +146,51 @@ def test_a_damaged_file_is_logged_and_counts_as_absent(tmp_path, caplog, how):
     assert shelf.get(key(1), WEIGHTS) is not None
 
 
+def test_no_flipped_bit_of_a_header_gives_another_embedding_or_another_error(tmp_path, caplog):
+    shelf = Shelf(tmp_path, 10 * FILE)
+    whole = replace(embedding(1), features=np.ones((2, 2, 2), np.float32))
+    shelf.put(whole)
+    path = shelf.path(key(1), WEIGHTS)
+    data = path.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    for position in range(header):
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[position] ^= 1 << bit
+            path.write_bytes(changed)
+            found = shelf.get(key(1), WEIGHTS)
+            # A space for a space, or the like, may change nothing.
+            assert found is None or (found.image_size, found.key) == (whole.image_size, whole.key)
+    assert "counts as absent" in caplog.text
+
+
+def test_a_file_under_another_ones_name_counts_as_absent(tmp_path, caplog):
+    shelf = Shelf(tmp_path, 10 * FILE)
+    fill(shelf, [1, 2])
+    shelf.path(key(1), WEIGHTS).write_bytes(shelf.path(key(2), WEIGHTS).read_bytes())
+    assert shelf.get(key(1), WEIGHTS) is None
+    assert "another embedding than its name says" in caplog.text
+    assert shelf.get(key(2), WEIGHTS).key == key(2)
+
+
+def test_room_is_not_made_by_removing_what_another_job_is_writing(tmp_path):
+    shelf = Shelf(tmp_path, 4 * FILE)
+    fill(shelf, [1])
+    written = shelf.path(key(1), WEIGHTS).with_name(f".partial-host-1-ab-{key(9)}.safetensors")
+    written.write_bytes(bytes(2 * FILE))
+    time.sleep(0.02)
+    fill(Shelf(tmp_path, 4 * FILE), [2])
+    Shelf(tmp_path, 4 * FILE).put(embedding(3))
+    assert written.exists()
+
+
+def test_a_folder_where_a_file_belongs_is_named(tmp_path):
+    shelf = Shelf(tmp_path, 10 * FILE)
+    shelf.path(key(1), WEIGHTS).mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"shelf of embeddings .*directory"):
+        shelf.put(embedding(1))
+
+
 def test_a_shelf_that_vanishes_is_made_again(tmp_path):
     shelf = Shelf(tmp_path / "shelf", 10 * FILE)
     fill(shelf, [1, 2])
@@ -166,9 +214,9 @@ def test_several_processes_share_a_shelf(tmp_path, checkout):
         "from tests.unit.test_shelf import *\n"
         "first, shelf = int(sys.argv[1]), Shelf(sys.argv[2], 30 * FILE)\n"
         "for number in range(first, first + 60):\n"
-        "    shelf.put(key(number % 90), embedding(number % 90))\n"
+        "    shelf.put(embedding(number % 90))\n"
         "    found = shelf.get(key(number % 90), WEIGHTS)\n"
-        "    assert found is None or found.image_sha256 == key(number % 90)\n"
+        "    assert found is None or found.key == key(number % 90)\n"
     )
     fill(Shelf(tmp_path, 100 * FILE), range(100, 120), hours_ago=range(20, 0, -1))
     jobs = [

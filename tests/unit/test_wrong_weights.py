@@ -300,3 +300,37 @@ def test_an_unknown_family_is_refused_with_the_known_ones(states, tmp_path):
     save(states["sam"], tmp_path / "tiny.pth")
     with pytest.raises(ConfigError, match=r"unknown SAM family 'samurai'; known: .*sam, ultrasam"):
         load_sam(tmp_path / "tiny.pth", family="samurai")
+
+
+def test_a_flipped_bit_anywhere_in_the_tensors_is_found(states, tmp_path):
+    path = tmp_path / "sam.pth"
+    whole = save(states["sam"], path)
+    for share in (0.2, 0.5, 0.8):
+        changed = bytearray(whole)
+        changed[int(share * len(whole))] ^= 1
+        path.write_bytes(changed)
+        assert "is not what was saved" in refusal(path, "sam")
+
+
+def test_a_suffix_does_not_decide_how_a_file_is_read(states, tmp_path):
+    path = tmp_path / "sam.safetensors"
+    save(states["sam"], path)
+    found = load_sam(path).state_dict()
+    assert all(torch.equal(value, states["sam"][key]) for key, value in found.items())
+
+
+@pytest.mark.parametrize(
+    "hollow",
+    [lambda value: value.to("meta"), lambda value: value.to_sparse()],
+    ids=["meta", "sparse"],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tensors_without_numbers_are_refused(states, tmp_path, family, hollow):
+    save({key: hollow(value) for key, value in states[family].items()}, tmp_path / "hollow.pth")
+    assert "Save them dense" in refusal(tmp_path / "hollow.pth", family)
+
+
+def test_a_stray_tensor_with_a_large_index_builds_no_large_model(states, tmp_path):
+    key = "image_encoder.blocks.9999999.attn.rel_pos_w"
+    save({**states["sam"], key: torch.zeros(1)}, tmp_path / "stray.pth")
+    assert f"1 unexpected: {key}" in refusal(tmp_path / "stray.pth", "sam")

@@ -11,6 +11,7 @@ import re
 import struct
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 
 from ultrarefiner.errors import WeightsError
 
+_CHUNK = 1 << 20
 _AGAIN = "Delete it and download it again"
 _WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*(<(!doctype|html|head|\?xml)|\{\s*\")", re.IGNORECASE)
 _SAFETENSORS = re.compile(rb".{8}\{", re.DOTALL)  # the length of the header, then JSON
@@ -95,11 +97,17 @@ def _check_archive(path: Path, size: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            spoilt = _first_spoilt(archive)
     except (zipfile.BadZipFile, OSError, ValueError, struct.error):
         raise WeightsError(
             f"{path} is cut short: its table of contents, which comes last, is missing after "
             f"{size} bytes. {_AGAIN}."
         ) from None
+    if spoilt is not None:
+        # torch.load itself does not compare the check sums.
+        raise WeightsError(
+            f"{path} is damaged: {spoilt} inside it is not what was saved. {_AGAIN}."
+        )
     if any(re.fullmatch(r"[^/]+/(code/.*|constants\.pkl)", name) for name in names):
         raise WeightsError(
             f"{path} is a TorchScript archive: a compiled program, not weights alone. Save the "
@@ -118,6 +126,18 @@ def _check_archive(path: Path, size: int) -> None:
         )
 
 
+def _first_spoilt(archive: zipfile.ZipFile) -> str | None:
+    """Return the first member whose bytes do not fit their check sum."""
+    for member in archive.infolist():
+        try:
+            with archive.open(member) as handle:
+                while handle.read(_CHUNK):
+                    pass
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+            return member.filename
+    return None
+
+
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
@@ -130,7 +150,9 @@ def _read_torch(path: Path) -> Any:
         with torch.serialization.safe_globals(_INERT), warnings.catch_warnings():
             # A file of another pickle protocol: what cannot be read is refused below.
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # Opened here: by the suffix of a path torch chooses another reader.
+            with open(path, "rb") as handle:
+                return torch.load(handle, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = _REFUSED_TYPE.search(str(error))
         if refused is None and not re.search(r"[Cc]an only|Trying to call", str(error)):

@@ -19,6 +19,7 @@ from ultrarefiner.errors import WeightsError
 _PART = re.compile(
     r"(?P<layer>.+)\.(?P<part>original\.(?:weight|bias)|lora\.lora_[AB])(?:(?<=_[AB])\.weight)?"
 )
+_OTHER_RULES = ("use_rslora", "use_dora")
 _NEEDED = ("original.weight", "lora.lora_A", "lora.lora_B")
 
 
@@ -41,7 +42,17 @@ def merge_lora_layers(
     merged: dict[str, torch.Tensor] = {}
     for key, value in state.items():
         if match := _PART.fullmatch(key):
-            layers.setdefault(match["layer"], {})[match["part"]] = value
+            layer, part = match["layer"], match["part"]
+            parts = layers.setdefault(layer, {})
+            plain = f"{layer}.{part.removeprefix('original.')}"
+            if part in parts or (part.startswith("original.") and plain in state):
+                raise _given_twice(path, key)
+            if not value.is_floating_point():
+                raise WeightsError(
+                    f"{path}: {key} is of type {value.dtype}, not of a float type. Save the "
+                    "layers as floats."
+                )
+            parts[part] = value
         else:
             merged[key] = value
     others = [key for key in merged if "lora_" in key]
@@ -60,6 +71,12 @@ def merge_lora_layers(
             "strongly they count. Save the file again with {'model_state_dict': ..., "
             "'lora_config': {'rank': ..., 'alpha': ...}}, or merge the layers before saving."
         )
+    other = [name for name in _OTHER_RULES if config.get(name)]
+    if other:
+        raise WeightsError(
+            f"{path}: lora_config says {', '.join(other)}, whose layers merge by another rule than "
+            "W + alpha / rank * B A. Merge them with the program that made them, and save again."
+        )
     rank, alpha = config["rank"], config["alpha"]
     if not _is_number(alpha) or not isinstance(rank, int) or rank < 1:
         raise WeightsError(
@@ -71,6 +88,13 @@ def merge_lora_layers(
             merged[f"{name}.bias"] = parts["original.bias"]
         merged[f"{name}.weight"] = _merged(path, name, parts, rank, alpha / rank)
     return merged
+
+
+def _given_twice(path: Path, key: str) -> WeightsError:
+    return WeightsError(
+        f"{path} has the tensor of {key} twice, under two names; nobody can say which one counts. "
+        "Save the whole model again."
+    )
 
 
 def _is_number(value: Any) -> bool:

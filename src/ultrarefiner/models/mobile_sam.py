@@ -99,7 +99,10 @@ def load_mobile_sam(path: Path) -> Sam:
     state = read_state_dict(path)
     refuse_foreign(path, state, layout)
     state = without_pixel_constants(path, state, layout)
-    state = {key: value for key, value in state.items() if not _UNUSED.fullmatch(key)}
+    # The state dict of a model that was loaded here has timm's names.
+    state = {
+        names.get(key, key): value for key, value in state.items() if not _UNUSED.fullmatch(key)
+    }
     refuse_misfits(path, state, {name: own[key] for key, name in names.items()}, layout)
     filled = {key: state[name].float() for key, name in names.items()}
     kept = {key: value for key, value in own.items() if key not in names}

@@ -47,6 +47,7 @@ _PIXEL_CONSTANTS = {
     "data_preprocessor.std": PIXEL_STD,
 }
 _DECODER_HEADS = 8  # the one size that leaves no trace in a tensor's shape; 8 in every SAM
+_MOST_MODULES = 100  # in a row; ViT-H has 32 blocks
 # Tensors whose shapes tell the architecture, with their number of dimensions.
 _TELLING = {
     "image_encoder.pos_embed": 4,
@@ -348,6 +349,7 @@ def without_pixel_constants(path: Path, state: State, layout: Layout) -> dict[st
 
 
 def _count(shapes: Mapping[str, Any], prefix: str) -> int:
-    """Return 1 + the highest index under ``prefix``."""
+    """Return 1 + the highest index under ``prefix``; a higher one than any model has is a stray."""
     found = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    return 1 + max((int(match[1]) for key in shapes if (match := found.match(key))), default=-1)
+    indexes = (int(match[1]) for key in shapes if (match := found.match(key)))
+    return 1 + max((index for index in indexes if index < _MOST_MODULES), default=-1)

@@ -75,7 +75,7 @@ _FOREIGN = (
     ),
     _Foreign(
         "a SAM with a TinyViT encoder (MobileSAM)",
-        re.compile(r"image_encoder\.(layers\.\d+\.|patch_embed\.seq\.)"),
+        re.compile(r"image_encoder\.((layers|stages)\.\d+\.|patch_embed\.seq\.)"),
         "Load it with `family: mobile_sam`",
         "mobile_sam",
     ),
@@ -117,6 +117,16 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(
             f"{path} is not a state dict: {listing('entries that are not tensors', others)}. Save "
             f"the state dict alone, or under one of the names {', '.join(WRAPPERS)}."
+        )
+    hollow = [
+        str(key)
+        for key, value in state.items()
+        if value.is_meta or value.layout is not torch.strided
+    ]
+    if hollow:
+        raise WeightsError(
+            f"{path}: {listing('tensors without numbers, or sparse', hollow)}. Save them dense, "
+            "from a model on a real device."
         )
     state = {str(key): value.detach() for key, value in state.items()}
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None):
@@ -198,7 +208,7 @@ def misfits(state: State, wanted: State) -> list[str]:
         found = state[key]
         if found.shape != wanted[key].shape:
             reshaped.append(f"{key} {tuple(found.shape)} instead of {tuple(wanted[key].shape)}")
-        elif not found.is_floating_point() or found.layout is not torch.strided:
+        elif not found.is_floating_point():
             not_float.append(f"{key} ({found.dtype})")
         elif not bool(torch.isfinite(found).all()):
             not_finite.append(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,14 +39,14 @@ class Prompt:
         if self.mask is not None and self.mask_logits is not None:
             raise PromptError("give mask or mask_logits, not both")
         if self.box is not None:
-            box = np.asarray(self.box, dtype=np.float64)
+            box = _numbers("box", self.box)
             if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] <= box[:2]).any():
                 raise PromptError(
                     f"box {self.box} is not (x0, y0, x1, y1) with x0 < x1 and y0 < y1"
                 )
             object.__setattr__(self, "box", box)
         if self.points is not None:
-            points = np.asarray(self.points, dtype=np.float64)
+            points = _numbers("points", self.points)
             if points.ndim != 2 or points.shape[1] != 2 or not len(points):
                 raise PromptError(f"points have shape {points.shape}, not (N, 2)")
             if not np.isfinite(points).all():
@@ -59,9 +60,13 @@ class Prompt:
             raise PromptError("labels were given without points")
         if self.mask is not None:
             mask = np.asarray(self.mask)
-            if mask.ndim != 2:
-                raise PromptError(f"mask has shape {mask.shape}, not (H, W)")
+            if mask.ndim != 2 or mask.dtype.kind not in "bufi":
+                raise PromptError(
+                    f"mask is {mask.dtype} of shape {mask.shape}, not (H, W) of numbers"
+                )
             object.__setattr__(self, "mask", mask)
+        if self.mask_logits is not None:
+            object.__setattr__(self, "mask_logits", _numbers("mask_logits", self.mask_logits))
 
     @property
     def parts(self) -> frozenset[str]:
@@ -71,3 +76,10 @@ class Prompt:
         if self.mask is not None or self.mask_logits is not None:
             held.add("mask")
         return frozenset(held)
+
+
+def _numbers(what: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise PromptError(f"{what} {values!r} are not numbers: {error}") from None

@@ -37,8 +37,8 @@ def lesion_pixels(mask: np.ndarray) -> np.ndarray:
         PromptError: The mask has another shape, or values outside [0, 1].
     """
     mask = np.asarray(mask)
-    if mask.ndim != 2 or not mask.size:
-        raise PromptError(f"a mask must be (H, W), got shape {mask.shape}")
+    if mask.ndim != 2 or not mask.size or mask.dtype.kind not in "bufi":
+        raise PromptError(f"a mask must be numbers (H, W), got {mask.dtype} of shape {mask.shape}")
     if mask.dtype == bool:
         return mask
     low, high = float(mask.min()), float(mask.max())

@@ -41,6 +41,11 @@ def require_image(image: np.ndarray) -> None:
     Raises:
         UltraRefinerError: It has another type or shape.
     """
+    if not isinstance(image, np.ndarray):
+        raise UltraRefinerError(
+            f"an image must be a uint8 NumPy array (H, W, 3), got a {type(image).__name__}. Read it "
+            "with ultrarefiner.images.read_rgb, or convert it."
+        )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise UltraRefinerError(
             f"an image must be uint8 (H, W, 3) RGB with values 0..255, got {image.dtype} "
@@ -162,6 +167,11 @@ class Refiner(ABC):
                 f"{type(embedding).__name__}. Embed the image with this very refiner."
             )
         prompts = [prompt] if isinstance(prompt, Prompt) else prompt
+        if not isinstance(prompts, list | tuple) or not all(isinstance(p, Prompt) for p in prompts):
+            raise PromptError(
+                f"a prompt must be a Prompt or a list of them, got {type(prompt).__name__}; an "
+                "empty coarse mask has no prompt, and its refined mask is empty without refining"
+            )
         if not prompts:
             raise PromptError("an empty list of prompts cannot be refined")
         for one in prompts:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, JsonValue, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ultrarefiner.config import Section
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.io import atomic_path, json_sha256, read_rows, write_rows
 from ultrarefiner.refine.base import Embedding
@@ -24,9 +25,30 @@ SUFFIX = ".safetensors"
 INDEX_COLUMNS = ["case", "key", "x0", "y0", "x1", "y1"]
 """Columns of an index; the window's are empty where the whole image was encoded."""
 
-_FORMAT = "ultrarefiner.sam_embedding.2"
+_FORMAT = "ultrarefiner.sam_embedding.3"
 _ABOUT = "about"  # one metadata entry: safetensors writes several in an order that changes
 _TENSOR = "features"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _About(Section):
+    """What an embedding's file says of it; ``crc32`` covers all else, and the numbers."""
+
+    format: Literal["ultrarefiner.sam_embedding.3"] = _FORMAT
+    image_size: tuple[PositiveInt, PositiveInt]
+    input_size: tuple[PositiveInt, PositiveInt]
+    image_sha256: Sha256
+    weights_sha256: Sha256
+    family: str
+    recipe: dict[str, JsonValue]
+    crc32: int = 0
+
+    def sum_with(self, features: np.ndarray) -> int:
+        """Return the check sum of everything but ``crc32``, and of the numbers."""
+        text = self.model_dump_json(exclude={"crc32"})
+        shape = repr((features.shape, str(features.dtype)))
+        return zlib.crc32(features, zlib.crc32(f"{text} {shape}".encode()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +61,8 @@ class SamEmbedding(Embedding):
         input_size: (height, width) of the image inside the model's square frame.
         image_sha256: ``image_sha256`` of the pixels.
         weights_sha256: SHA-256 of the weights file.
+        family: Family of the refiner that made it.
+        recipe: Its options that change an embedding; ``SamRefiner.recipe``.
     """
 
     features: np.ndarray
@@ -46,6 +70,13 @@ class SamEmbedding(Embedding):
     input_size: tuple[int, int]
     image_sha256: str
     weights_sha256: str
+    family: str
+    recipe: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Name on the shelf; see ``embedding_key``."""
+        return embedding_key(self.image_sha256, self.weights_sha256, self.family, self.recipe)
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -63,16 +94,10 @@ class SamEmbedding(Embedding):
             OutputError: The file cannot be written.
         """
         features = np.ascontiguousarray(self.features, dtype=np.dtype(dtype))
-        about = {
-            "format": _FORMAT,
-            "image_size": self.image_size,
-            "input_size": self.input_size,
-            "image_sha256": self.image_sha256,
-            "weights_sha256": self.weights_sha256,
-            "crc32": zlib.crc32(features),
-        }
+        about = _About(**{name: getattr(self, name) for name in _FIELDS})
+        about = about.model_copy(update={"crc32": about.sum_with(features)})
         # Not save_file: it makes files that only their owner can read, whatever the umask.
-        data = save({_TENSOR: features}, metadata={_ABOUT: json.dumps(about)})
+        data = save({_TENSOR: features}, metadata={_ABOUT: about.model_dump_json()})
         with atomic_path(path) as temporary:
             temporary.write_bytes(data)
 
@@ -85,25 +110,28 @@ class SamEmbedding(Embedding):
         """
         try:
             with safe_open(path, framework="numpy") as stored:  # maps the file into memory
-                about: dict[str, Any] = json.loads((stored.metadata() or {}).get(_ABOUT, "{}"))
+                text = (stored.metadata() or {}).get(_ABOUT, "{}")
                 features = stored.get_tensor(_TENSOR) if _TENSOR in stored.keys() else None  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError) as error:
+        except (OSError, SafetensorError, ValueError, TypeError) as error:
             raise UltraRefinerError(
                 f"cannot read embedding {path}: {error}. Delete it and run embed_images again."
             ) from None
-        if about.pop("format", None) != _FORMAT or features is None:
+        try:
+            about = _About.model_validate_json(text)
+        except ValidationError:
+            about = None
+        if about is None or features is None:
             raise UltraRefinerError(
-                f"{path} is not an image embedding of this version ({_FORMAT}). Delete it and run "
-                "embed_images again."
+                f"{path} is not an image embedding of this version ({_FORMAT}), or is damaged. "
+                "Delete it and run embed_images again."
             )
-        if about.pop("crc32") != zlib.crc32(features):
+        if about.crc32 != about.sum_with(features):
             raise UltraRefinerError(
                 f"cannot read embedding {path}: its numbers are not the ones that were written. "
                 "Delete it and run embed_images again."
             )
-        about["image_size"] = tuple(about["image_size"])
-        about["input_size"] = tuple(about["input_size"])
-        return cls(features=features.astype(np.float32), **about)
+        facts = {name: getattr(about, name) for name in _FIELDS}
+        return cls(features=features.astype(np.float32), **facts)
 
     def rounded(self) -> SamEmbedding:
         """Return what ``load`` gives back after ``save`` in float16.
@@ -111,6 +139,9 @@ class SamEmbedding(Embedding):
         A mask must not depend on whether its embedding came from the shelf.
         """
         return replace(self, features=self.features.astype(np.float16).astype(np.float32))
+
+
+_FIELDS = [field.name for field in fields(SamEmbedding) if field.name != _TENSOR]
 
 
 @dataclass(frozen=True)

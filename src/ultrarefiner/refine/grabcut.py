@@ -14,6 +14,7 @@ and for a mass of 300, whatever the size of the image they lie in.
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -30,6 +31,9 @@ from ultrarefiner.prompts.geometry import THRESHOLD, lesion_pixels, tight_box
 from ultrarefiner.refine import REFINERS
 from ultrarefiner.refine.base import Embedding, Refinement, Refiner, require_image
 from ultrarefiner.refine.options import GrabCutOptions
+
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, RuntimeError, BadZipFile, zlib.error)
+"""What reading a damaged NumPy archive raises."""
 
 CONTEXT = 0.5
 """Background that is looked at around the band, as a share of the lesion's radius. The tissue next
@@ -76,7 +80,7 @@ class GrabCutEmbedding(Embedding):
             with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
                 pixels = stored["pixels"]
             require_image(pixels)
-        except (OSError, EOFError, ValueError, KeyError, BadZipFile, UltraRefinerError) as error:
+        except (*_DAMAGED, UltraRefinerError) as error:
             raise UltraRefinerError(
                 f"cannot read {path} as a GrabCut embedding: {error}. Delete it and embed the "
                 "image again."

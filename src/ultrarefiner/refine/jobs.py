@@ -255,12 +255,12 @@ def _view(
 
 def _encode(refiner: Refiner, store: Shelf, waiting: dict[str, np.ndarray]) -> int:
     """Encode what waits under its keys, store it, and return how many images that were."""
-    keys, images = list(waiting), list(waiting.values())
-    if keys:
-        for key, embedding in zip(keys, refiner.embed_batch(images), strict=True):
-            store.put(key, embedding)
+    images = list(waiting.values())
+    if images:
+        for embedding in refiner.embed_batch(images):
+            store.put(embedding)
     waiting.clear()
-    return len(keys)
+    return len(images)
 
 
 def _embed(refiner: Refiner, store: Shelf | None, seen: _View) -> Embedding:
@@ -268,7 +268,7 @@ def _embed(refiner: Refiner, store: Shelf | None, seen: _View) -> Embedding:
     if store is None:
         return embedding
     logger.info("%s is not on the shelf; it is encoded again", seen.case)
-    store.put(seen.key, embedding)
+    store.put(embedding)
     return embedding.rounded()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from segment_anything.modeling import Sam
 
-from ultrarefiner.errors import PromptError, WeightsError
+from ultrarefiner.errors import PromptError, UltraRefinerError, WeightsError
 from ultrarefiner.models.encoding import encode, encoder_batch
 from ultrarefiner.models.sam import input_tensor, load_sam, scale_coordinates
 from ultrarefiner.models.weights import locate_weights
@@ -109,6 +109,8 @@ class SamRefiner(Refiner):
                 input_size=input_hw,
                 image_sha256=image_sha256(image),
                 weights_sha256=self.weights_sha256,
+                family=self.family,
+                recipe=self.recipe,
             )
             for one, image, (_, input_hw) in zip(
                 features.cpu().numpy(), images, inputs, strict=True
@@ -236,12 +238,19 @@ class SamRefiner(Refiner):
 
         Raises:
             WeightsError: The embedding was made with other weights.
+            UltraRefinerError: It was made by another family or with other options.
         """
         if embedding.weights_sha256 != self.weights_sha256:
             raise WeightsError(
                 f"the embedding was made with weights {embedding.weights_sha256[:12]}..., this "
                 f"refiner has {self.weights_sha256[:12]}.... Run embed_images with these weights, "
                 "or refine with those."
+            )
+        if (embedding.family, embedding.recipe) != (self.family, self.recipe):
+            raise UltraRefinerError(
+                f"the embedding was made by family '{embedding.family}' with {embedding.recipe}, "
+                f"this refiner is of family '{self.family}' with {self.recipe}. Embed the image "
+                "with this very refiner."
             )
         features = torch.from_numpy(embedding.features)[None].to(self.device)
         encoded = [self._encoded(query) for query in queries]

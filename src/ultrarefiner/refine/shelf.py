@@ -19,9 +19,11 @@ _HEADROOM = 0.1
 # What other jobs write is seen by scanning again after this share of the limit was written here.
 _BLIND = 0.05
 _HEADER_BYTES = 1024
+_WRITING_NS = 3600 * 10**9  # a half-written file younger than an hour may still be written
 # Only files of this shape are counted and removed: whatever else lies in the folder is not ours.
 _FOLDERS = (re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{2}"))
-_FILE = re.compile(rf"(\.partial-.*-)?[0-9a-f]{{64}}{re.escape(SUFFIX)}")
+_PARTIAL = ".partial-"
+_FILE = re.compile(rf"({re.escape(_PARTIAL)}.*-)?[0-9a-f]{{64}}{re.escape(SUFFIX)}")
 
 
 class Shelf:
@@ -58,7 +60,8 @@ class Shelf:
     def get(self, key: str, weights_sha256: str) -> SamEmbedding | None:
         """Return an embedding and mark it as used; None when it is not there.
 
-        A damaged file is logged and counts as not there. Threads may call this at once.
+        A file that is damaged, or holds another embedding than its name says, is logged and counts
+        as not there. Threads may call this at once.
 
         Args:
             key: ``embedding_key``.
@@ -73,14 +76,17 @@ class Shelf:
             if path.exists():  # else another process has just made room
                 logger.warning("%s (It counts as absent.)", error)
             return None
+        if embedding.key != key:
+            logger.warning("%s holds another embedding than its name says: absent.", path)
+            return None
         try:
             os.utime(path)
         except OSError as error:
             logger.debug("cannot mark %s as used: %s", path, error)
         return embedding
 
-    def put(self, key: str, embedding: SamEmbedding) -> bool:
-        """Store an embedding in float16; whether there was room for it.
+    def put(self, embedding: SamEmbedding) -> bool:
+        """Store an embedding in float16 under its key; whether there was room for it.
 
         Files that were used since this shelf was opened are never removed. When they leave no room
         nothing more is stored, one warning says so, and the caller goes on.
@@ -102,11 +108,17 @@ class Shelf:
                 self._images * size / 1e9,
             )
             return False
-        path = self.path(key, embedding.weights_sha256)
+        path = self.path(embedding.key, embedding.weights_sha256)
         try:
             embedding.save(path, "float16")
         except OutputError as error:
             raise OutputError(f"{error} (It is the folder of embeddings.folder.)") from None
+        except FileNotFoundError as error:
+            # Somebody is clearing the folder: the embedding is made again when it is asked for.
+            logger.warning("%s could not be stored: %s", path, error)
+            return False
+        except OSError as error:
+            raise self._unwritable(error.strerror or error) from None
         self._bytes = (self._bytes or 0) + size
         self._unseen += size
         return True
@@ -128,6 +140,8 @@ class Shelf:
         for used, bytes_, path in files:
             if used >= self._started or left + size <= (1 - _HEADROOM) * self.limit:
                 break
+            if path.name.startswith(_PARTIAL) and used >= self._started - _WRITING_NS:
+                continue
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
