@@ -21,6 +21,7 @@ rule train_coarse:
         tensorboard=lambda wildcards: int(CFG.coarse[wildcards.coarse].tensorboard),
     params:
         training=training_params,
+        pretrained=lambda wildcards: OWN_STARTS[wildcards.coarse],
         protocol=CFG.splits.protocol,
         device=CFG.device,
     message:

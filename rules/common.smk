@@ -7,7 +7,7 @@ from snakemake.exceptions import WorkflowError
 
 from ultrarefiner.errors import ConfigError
 from ultrarefiner.models.weights import absent_files, name_of_file
-from ultrarefiner.study import folder_listing, load_study
+from ultrarefiner.study import folder_listing, load_study, own_weights
 
 try:
     STUDY = load_study(config)
@@ -26,6 +26,12 @@ COARSE = [name for name in STUDY.methods if STUDY.methods[name].refiner is None]
 GPU = 0 if CFG.device == "cpu" else 1
 SHELF_MB = max(1, round(CFG.embeddings.limit_gb * 1000))
 LISTINGS = {name: folder_listing(row.root) for name, row in CFG.datasets.items()}
+# Digests, so that another file in the place of one's own weights reruns their jobs.
+OWN_WEIGHTS = {name: own_weights(row.weights) for name, row in CFG.refiners.items()}
+OWN_STARTS = {
+    name: None if row.init == "random" else own_weights(row.pretrained)
+    for name, row in CFG.coarse.items()
+}
 
 
 def any_of(names):
@@ -84,10 +90,15 @@ def refiner_weights(wildcards):
 
 def embedder_weights(wildcards):
     """Return the weights file that makes an embedding."""
-    rows = (
-        name for name in CFG.refiners if STUDY.embeddings_of(name) == wildcards.weights
-    )
-    return STUDY.weights_file(next(rows)) or []
+    return STUDY.weights_file(STUDY.embedders[wildcards.weights]) or []
+
+
+def full_index(wildcards):
+    """Return the index of full images that a view of crops waits for, as it may share files."""
+    if wildcards.view == "full" or not STUDY.embeds_full_images(wildcards.weights):
+        return []
+    base = f"results/{wildcards.run}/{wildcards.dataset}/embeddings"
+    return ancient(f"{base}/{wildcards.weights}/full/fold{wildcards.fold}.csv")
 
 
 def study_weights(wildcards):

@@ -22,6 +22,7 @@ rule embed_images:
         images="results/{run}/{dataset}/prepared/images",
         masks=view_masks,
         weights=embedder_weights,
+        full=full_index,
     output:
         index="results/{run}/{dataset}/embeddings/{weights}/{view}/fold{fold}.csv",
     log:
@@ -35,8 +36,11 @@ rule embed_images:
         shelf=CFG.embeddings.folder,
         shelf_mb=SHELF_MB,
     params:
-        family=lambda wildcards: STUDY.embedders[wildcards.weights].family,
-        weights=lambda wildcards: STUDY.embedders[wildcards.weights].weights,
+        family=lambda wildcards: CFG.refiners[STUDY.embedders[wildcards.weights]].family,
+        weights=lambda wildcards: CFG.refiners[
+            STUDY.embedders[wildcards.weights]
+        ].weights,
+        content=lambda wildcards: OWN_WEIGHTS[STUDY.embedders[wildcards.weights]],
         options=lambda wildcards: STUDY.embedder_options(wildcards.weights),
         window=view_window,
         device=CFG.device,
@@ -68,9 +72,8 @@ rule refine_masks:
     params:
         family=lambda wildcards: CFG.refiners[wildcards.refiner].family,
         weights=lambda wildcards: CFG.refiners[wildcards.refiner].weights,
-        options=lambda wildcards: dict(
-            sorted(CFG.refiners[wildcards.refiner].options.items())
-        ),
+        content=lambda wildcards: OWN_WEIGHTS[wildcards.refiner],
+        options=lambda wildcards: STUDY.refiner_options(wildcards.refiner),
         device=CFG.device,
     message:
         "Refine {wildcards.dataset}, fold {wildcards.fold} by {wildcards.refiner}-{wildcards.prompt}"

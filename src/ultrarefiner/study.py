@@ -9,14 +9,13 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ultrarefiner.config import (
-    CoarseConfig,
     DatasetConfig,
     RefinerConfig,
-    SplitsConfig,
     StudyConfig,
     WindowRecipe,
     load_config,
@@ -31,14 +30,13 @@ from ultrarefiner.models.weights import (
     planned_file,
     registered,
     to_be_fetched,
-    unaccepted_terms,
     weights_name,
     weights_path,
 )
-from ultrarefiner.prompts import PROMPTS
 from ultrarefiner.refine import REFINERS, load_refiner, parse_options
-from ultrarefiner.registry import unknown_name
+from ultrarefiner.study_checks import problems
 
+_SAMPLE, _SAMPLES = 1 << 16, 63  # bytes of a sample of a weights file, and how many more
 # What a dataset folder is read for; other files in it (notes, thumbnails) change nothing.
 _DATA_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".csv"}
 
@@ -111,13 +109,16 @@ class Study:
     def embeddings_of(self, refiner: str) -> str | None:
         """Return the name under which a refiner's embeddings are shelved; None: it has none.
 
-        The weights' name; digits follow where an option that changes embeddings is not the default.
+        The weights' name; the family follows where a file of the user's own is not plain SAM's, and
+        digits where an option that changes embeddings is not the default.
         """
         row = self.config.refiners[refiner]
         if not REFINERS[row.family].shelves_embeddings or row.weights is None:
             return None
         options = _embedding_options(row)
-        suffix = f"_{json_sha256(options)[:8]}" if options else ""
+        # One file may be read as two families, and their frames differ.
+        suffix = "" if registered(row.weights) or row.family == "sam" else f"_{row.family}"
+        suffix += f"_{json_sha256(options)[:8]}" if options else ""
         return weights_name(row.weights) + suffix
 
     def view_of(self, prompt: str) -> View:
@@ -159,20 +160,36 @@ class Study:
         return next((path for path in folders if path.exists() and not path.is_dir()), None)
 
     @property
-    def embedders(self) -> dict[str, RefinerConfig]:
-        """The refiner row that makes the embeddings of each weights name.
+    def embedders(self) -> dict[str, str]:
+        """The refiner that makes the embeddings of each weights name.
 
         Where rows share embeddings they differ in nothing that an embedding depends on.
         """
-        rows = {self.embeddings_of(name): row for name, row in self.config.refiners.items()}
-        return {name: row for name, row in rows.items() if name is not None}
+        made = {self.embeddings_of(name): name for name in self.config.compare.refine}
+        return {weights: name for weights, name in made.items() if weights is not None}
 
     def embedder_options(self, name: str) -> dict[str, Any]:
         """Return the options with which embeddings are made."""
-        rows = self.config.refiners
-        sharing = [rows[refiner] for refiner in rows if self.embeddings_of(refiner) == name]
+        sharing = [self.config.refiners[refiner] for refiner in self._sharing(name)]
         compiled = any(row.options.get("compile") for row in sharing)
         return _embedding_options(sharing[0]) | ({"compile": True} if compiled else {})
+
+    def embeds_full_images(self, name: str) -> bool:
+        """Return whether full images are encoded under a weights name, beside any crops."""
+        prompts = (
+            p for refiner in self._sharing(name) for p in self.config.compare.refine[refiner]
+        )
+        return any(self.view_of(prompt).window is None for prompt in prompts)
+
+    def _sharing(self, name: str) -> list[str]:
+        return [row for row in self.config.compare.refine if self.embeddings_of(row) == name]
+
+    def refiner_options(self, refiner: str) -> dict[str, Any]:
+        """Return a refiner's own keys, presets resolved, without those that say the default."""
+        row = self.config.refiners[refiner]
+        default = REFINERS[row.family].options().model_dump(mode="json")
+        given = parse_options(row.family, row.options).model_dump(mode="json")
+        return {key: value for key, value in sorted(given.items()) if value != default[key]}
 
     def require_files(self) -> None:
         """Check, before any job, that raw folders are there, weights load and results can be written.
@@ -199,9 +216,14 @@ class Study:
         if row.init == "random" or to_be_fetched(row.pretrained) or zipfile.is_zipfile(path):
             return
         known = MODELS[row.model].pretrained
+        cure = (
+            how_to_get(known, WEIGHTS[known], path)
+            if path.name == WEIGHTS[known].file
+            else f"Correct the path, or set `pretrained: {known}`, which is fetched"
+        )
         yield (
             f"coarse.{name}.pretrained: {path} {'is damaged' if path.exists() else 'is not there'}. "
-            f"{how_to_get(known, WEIGHTS[known], path)}; or set `init: random` to train from scratch."
+            f"{cure}; or set `init: random` to train from scratch."
         )
 
     def _unusable_weights(self, name: str) -> Iterator[str]:
@@ -239,6 +261,28 @@ def folder_listing(root: str | None) -> str:
     return json_sha256(sorted(entries))[:16]
 
 
+def own_weights(name_or_path: str | None) -> str | None:
+    """Return a digest of a weights file of the user's own: its size, and samples of all its parts.
+
+    A job that carries it in its params runs again when another file takes the place, whatever its
+    time. None for published weights, whose bytes are checked whenever they are used, and for none.
+    """
+    if name_or_path is None or registered(name_or_path):
+        return None
+    path = Path(name_or_path)
+    if not path.is_file():
+        return "absent"
+    digest = sha256()
+    with open(path, "rb") as handle:
+        last = handle.seek(0, os.SEEK_END) - _SAMPLE
+        digest.update(str(last).encode())
+        # The end is among them: there a file of torch.save has the check sums of all its tensors.
+        for number in range(_SAMPLES + 1):
+            handle.seek(max(last, 0) * number // _SAMPLES)
+            digest.update(handle.read(_SAMPLE))
+    return digest.hexdigest()[:16]
+
+
 def _size_and_end(path: Path) -> tuple[int, str]:
     # A PNG ends with checksums of its pixels, so an edit that keeps the size is seen too.
     with open(path, "rb") as handle:
@@ -255,96 +299,6 @@ def _embedding_options(row: RefinerConfig) -> dict[str, Any]:
     return {
         name: value for name in names if (value := getattr(options, name)) != getattr(default, name)
     }
-
-
-def _check_names(config: StudyConfig) -> Iterator[str]:
-    for name, row in config.datasets.items():
-        layout = row.layout or name
-        key = f"datasets.{name}" + (".layout" if row.layout else "")
-        if layout not in DATASETS:
-            hint = "" if row.layout else " A dataset of another name needs `layout:`."
-            yield f"{key}: {unknown_name('dataset layout', layout, DATASETS)}{hint}"
-        elif row.folds == "published":
-            yield from _check_published(name, layout, config.splits)
-    for name in config.compare.coarse:
-        if name not in config.coarse:
-            yield f"compare.coarse: {unknown_name('coarse model', name, config.coarse)}"
-    for refiner, prompts in config.compare.refine.items():
-        if refiner not in config.refiners:
-            yield f"compare.refine: {unknown_name('refiner', refiner, config.refiners)}"
-        if not prompts:
-            yield f"compare.refine.{refiner}: no prompt mode is listed; add one or remove the line"
-        for prompt in prompts:
-            if prompt not in config.prompts:
-                yield (
-                    f"compare.refine.{refiner}: {unknown_name('prompt mode', prompt, config.prompts)}"
-                )
-
-
-def _check_published(name: str, layout: str, splits: SplitsConfig) -> Iterator[str]:
-    there, folds = DATASETS[layout].published_folds, splits.folds
-    if splits.protocol == "seed":
-        yield (
-            f"datasets.{name}.folds: published cannot go with splits.protocol: seed, which makes its "
-            "own folds; use `folds: made` or `protocol: nested`"
-        )
-    if folds not in there:
-        have = f"has partitions of {' and '.join(map(str, there))}" if there else "has none"
-        yield (
-            f"datasets.{name}.folds: there is no published partition of {layout} into {folds} folds "
-            f"(it {have}); change splits.folds or use `folds: made`"
-        )
-
-
-def _check_coarse(name: str, row: CoarseConfig) -> Iterator[str]:
-    if row.model not in MODELS:
-        yield f"coarse.{name}.model: {unknown_name('model', row.model, MODELS)}"
-    elif row.init == "imagenet21k" and not MODELS[row.model].imagenet21k:
-        yield f"coarse.{name}.init: {row.model} has no ImageNet weights; use `init: random`"
-
-
-def _check_refiner(name: str, row: RefinerConfig) -> Iterator[str]:
-    try:
-        parse_options(row.family, row.options)
-    except ConfigError as error:
-        yield f"refiners.{name}: {error}"
-        return
-    family = REFINERS[row.family]
-    if family.needs_weights and row.weights is None:
-        yield f"refiners.{name}.weights: missing; family {row.family} needs a file or a known name"
-    if not family.needs_weights and row.weights is not None:
-        yield f"refiners.{name}.weights: family {row.family} takes none; remove the key"
-
-
-def _check_weights(config: StudyConfig) -> Iterator[str]:
-    for name in config.weights.accept:
-        if name not in WEIGHTS:
-            yield f"weights.accept: {unknown_name('weights', name, WEIGHTS)}"
-    for mirror in config.weights.mirrors:
-        if not mirror.startswith(("http://", "https://")):
-            yield f"weights.mirrors: '{mirror}' is no address; it begins with https:// or http://"
-    for refiner in config.compare.refine:
-        row = config.refiners.get(refiner)
-        if row is None or row.weights is None:
-            continue
-        terms = unaccepted_terms(row.weights, config.weights.accept)
-        if terms:
-            yield f"refiners.{refiner}.weights: {terms}"
-        family = WEIGHTS[known].family if (known := registered(row.weights)) else row.family
-        if family != row.family:
-            yield f"refiners.{refiner}: weights '{known}' are for family '{family}'; set that"
-
-
-def _check_prompt_fits(config: StudyConfig) -> Iterator[str]:
-    for refiner, prompts in config.compare.refine.items():
-        row = config.refiners.get(refiner)
-        if row is None or row.family not in REFINERS:
-            continue
-        reason = REFINERS[row.family].needs_mask
-        for prompt in prompts:
-            kind = config.prompts[prompt].kind if prompt in config.prompts else "mask"
-            if reason and "mask" not in PROMPTS[kind].parts:
-                yield f"compare.refine.{refiner}: prompt '{prompt}' is of kind '{kind}': {reason}"
 
 
 def _methods(config: StudyConfig) -> Iterator[Method]:
@@ -368,13 +322,6 @@ def load_study(values: Mapping[str, Any]) -> Study:
             message lists them all.
     """
     config = load_config(values)
-    problems = [
-        *_check_names(config),
-        *(p for name, row in config.coarse.items() for p in _check_coarse(name, row)),
-        *(p for name, row in config.refiners.items() for p in _check_refiner(name, row)),
-        *_check_weights(config),
-        *_check_prompt_fits(config),
-    ]
-    if problems:
-        raise ConfigError("\n  - ".join(["the configuration has errors:", *problems]))
+    if found := problems(config):
+        raise ConfigError("\n  - ".join(["the configuration has errors:", *found]))
     return Study(config, {method.name: method for method in _methods(config)})

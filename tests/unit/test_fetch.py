@@ -14,7 +14,7 @@ from tests.weights_server import Manners, refusing, serving
 from ultrarefiner.errors import ConfigError, OutputError, WeightsError
 from ultrarefiner.models.fetch import fetch_row, fetch_weights
 from ultrarefiner.models.weights import WeightsFile
-from ultrarefiner.models.weights_record import checked_sha256
+from ultrarefiner.models.weights_record import checked_sha256, record_path
 
 CONTENT = random.Random(7).randbytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -274,6 +274,19 @@ def test_a_file_that_is_there_is_verified_and_not_fetched(tmp_path):
         with pytest.raises(WeightsError, match="not the published file"):
             fetch(tmp_path, one)
     assert len(manners.requests) == 1
+
+
+def test_a_file_put_there_by_hand_that_was_cut_off_is_not_trusted(tmp_path):
+    one = row("https://nowhere.invalid/some.pth", checksum=None)
+    target = tmp_path / "weights" / one.file
+    target.parent.mkdir()
+    target.write_bytes(CONTENT[:-1])
+    with pytest.raises(WeightsError, match=rf"{len(CONTENT) - 1} bytes and the published file"):
+        fetch(tmp_path, one)
+    assert not record_path(target).exists()
+    target.write_bytes(CONTENT)
+    fetch(tmp_path, one)
+    assert checked_sha256(target) == SHA256
 
 
 def test_trust_on_first_use_ends_when_the_bytes_change(tmp_path):

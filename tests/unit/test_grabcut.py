@@ -350,7 +350,9 @@ def test_an_embedding_comes_back_from_its_file(refiner, tmp_path):
     )
     assert [entry.name for entry in path.parent.iterdir()] == ["case.embedding"]
     whole = path.read_bytes()
-    flipped = [bytes([*whole[:at], whole[at] ^ 255, *whole[at + 1 :]]) for at in (60, 90, len(whole) // 2)]
+    flipped = [
+        bytes([*whole[:at], whole[at] ^ 255, *whole[at + 1 :]]) for at in (60, 90, len(whole) // 2)
+    ]
     for damaged in (b"", b"nothing", whole[: len(whole) // 2], *flipped):
         path.write_bytes(damaged)
         with pytest.raises(UltraRefinerError, match="embed the image again"):

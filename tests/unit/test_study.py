@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.sam_fixture import write_tiny_sam
 from tests.workflow.study import TINY, changed
 from ultrarefiner.config import CoarseConfig, SplitsConfig, load_config
 from ultrarefiner.errors import ConfigError
-from ultrarefiner.study import folder_listing, load_study
+from ultrarefiner.study import folder_listing, load_study, own_weights
 
+TRANSUNET = {"coarse__transunet__model": "transunet", "coarse__transunet__init": "imagenet21k"}
 WRONG = [
     ({"coarse__transunet__epoch": 3}, ("coarse.transunet.epoch", "Did you mean 'epochs'")),
     (
@@ -58,6 +60,25 @@ WRONG = [
     (
         {"refiners__tiny_sam__weights": "ultrasam", "weights": {"accept": ["ultrasam"]}},
         ("refiners.tiny_sam", "family 'ultrasam'"),
+    ),
+    (
+        {"refiners__tiny_sam__weights": "medsam_vitb"},
+        ("refiners.tiny_sam.weights", "Did you mean 'medsam_vit_b'"),
+    ),
+    ({"refiners__tiny_sam__weights": ""}, ("refiners.tiny_sam.weights", "at least 1")),
+    ({"refiners__tiny_sam__weights": "/"}, ("refiners.tiny_sam.weights", "is a folder")),
+    ({"refiners__tiny_sam__weights": "r50_vit_b_16"}, ("'r50_vit_b_16' are a coarse model's",)),
+    ({"prompts__mask__kind": "point+box"}, ("Did you mean 'box+point'",)),
+    ({"refiners__tiny_sam__jitter": {"copy": 3}}, ("jitter.copy", "Did you mean 'copies'")),
+    ({"refiners__tiny_sam__jitter": {"box": 0, "point": 0}}, ("jitter", "both 0")),
+    ({**TRANSUNET, "coarse__transunet__pretrained": "r50_vit_b16"}, ("mean 'r50_vit_b_16'",)),
+    (
+        {**TRANSUNET, "coarse__transunet__pretrained": "sam_vit_b"},
+        ("coarse.transunet.pretrained", "family 'sam'", "starts from 'r50_vit_b_16'"),
+    ),
+    (
+        {**TRANSUNET, "coarse__transunet__pretrained": "ultrasam"},
+        ("coarse.transunet.pretrained", "No commercial use"),
     ),
     (
         {
@@ -114,7 +135,13 @@ def test_missing_files_are_listed_before_anything_runs(tmp_path, monkeypatch):
     )
     with pytest.raises(ConfigError) as error:
         study.require_files()
-    for part in ("nowhere", "own.npz", "R50%2BViT-B_16.npz", "init: random", "tiny_sam.pth"):
+    for part in (
+        "nowhere",
+        "own.npz",
+        "`pretrained: r50_vit_b_16`",
+        "init: random",
+        "tiny_sam.pth",
+    ):
         assert part in str(error.value)
 
 
@@ -165,3 +192,37 @@ def test_a_folder_listing_sees_data_but_neither_times_nor_notes(tmp_path):
     second = folder_listing(str(tmp_path))
     (tmp_path / "b.png").write_bytes(b"")
     assert len({first, second, folder_listing(str(tmp_path)), folder_listing(None)}) == 4
+
+
+def test_defaults_that_are_written_out_and_other_spellings_change_nothing():
+    plain = load_study(changed(TINY))
+    spelt = changed(TINY, refiners__tiny_sam__passes=1, prompts__box_loose__expand=0.2)
+    spelt["refiners"]["tiny_sam"]["weights"] = "./" + spelt["refiners"]["tiny_sam"]["weights"]
+    same = load_study(spelt)
+    assert plain.refiner_options("tiny_sam") == same.refiner_options("tiny_sam") == {}
+    assert plain.config.refiners["tiny_sam"].weights == same.config.refiners["tiny_sam"].weights
+    assert (
+        load_study(changed(TINY, prompts__box_loose__expand=0)).config.prompts["box_loose"]
+        == load_study(changed(TINY, prompts__box_loose={"kind": "box"})).config.prompts["box_loose"]
+    )
+
+
+def test_a_preset_and_its_keys_are_the_same_options():
+    row = {"family": "ultrasam", "weights": "own.pth", "compat": "reference"}
+    study = load_study(changed(TINY, refiners__tiny_sam=row))
+    options = study.refiner_options("tiny_sam")
+    again = load_study(changed(TINY, refiners__tiny_sam={**row, **options}))
+    assert again.refiner_options("tiny_sam") == options != {}
+
+
+def test_another_file_in_the_place_of_weights_has_another_digest(tmp_path):
+    path = tmp_path / "own.safetensors"
+    write_tiny_sam(path, seed=1, side=256)
+    first = own_weights(str(path))
+    assert first == own_weights(str(path)) != "absent" == own_weights(str(tmp_path / "no.pth"))
+    write_tiny_sam(path, seed=2, side=256)
+    assert own_weights(str(path)) != first
+    pth = tmp_path / "own.pth"
+    digests = {own_weights(str(write_tiny_sam(pth, seed=seed, side=256))) for seed in (1, 2)}
+    assert len(digests) == 2
+    assert own_weights("sam_vit_b") is None is own_weights(None)

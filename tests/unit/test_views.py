@@ -60,7 +60,8 @@ def test_options_that_change_an_embedding_have_a_shelf_name_of_their_own():
         "other": {"family": "sam", "weights": "sam_vit_l", "precision": "bfloat16"},
         "grabcut": {"family": "grabcut"},
     }
-    some = load_study(changed(TINY, refiners=rows, compare__refine={"plain": ["box_loose"]}))
+    used = {name: ["box_loose"] for name in ("plain", "spelled_out", "rounded", "other")}
+    some = load_study(changed(TINY, refiners=rows, compare__refine=used))
     names = {name: some.embeddings_of(name) for name in rows}
     assert names["plain"] == names["spelled_out"] == names["single"] == "sam_vit_b"
     assert names["rounded"].startswith("sam_vit_b_") and len(names["rounded"]) == 18
@@ -76,9 +77,32 @@ def test_compiling_reaches_the_encoder_and_shares_its_embeddings():
         "plain": {"family": "sam", "weights": "sam_vit_b"},
         "compiled": {"family": "sam", "weights": "sam_vit_b", "compile": True},
     }
-    some = load_study(changed(TINY, refiners=rows, compare__refine={"plain": ["box_loose"]}))
+    used = {"plain": ["box_loose"], "compiled": ["box_loose"]}
+    some = load_study(changed(TINY, refiners=rows, compare__refine=used))
     assert some.embeddings_of("plain") == some.embeddings_of("compiled") == "sam_vit_b"
     assert some.embedder_options("sam_vit_b") == {"compile": True}
+    used.pop("compiled")  # a row that nobody asks for has no say
+    some = load_study(changed(TINY, refiners=rows, compare__refine=used))
+    assert some.embedder_options("sam_vit_b") == {}
+
+
+def test_one_file_read_as_two_families_has_two_shelf_names():
+    rows = {name: {"family": name, "weights": "own/sam.pth"} for name in ("sam", "ultrasam")}
+    used = {name: ["box_loose"] for name in rows}
+    some = load_study(changed(TINY, refiners=rows, compare__refine=used))
+    plain, other = some.embeddings_of("sam"), some.embeddings_of("ultrasam")
+    assert other == f"{plain}_ultrasam"
+    assert some.embedders == {plain: "sam", other: "ultrasam"}
+
+
+def test_crops_wait_for_full_images_only_where_there_are_some():
+    rows = {name: {"family": "sam", "weights": f"sam_vit_{name}"} for name in ("b", "l")}
+    crop = {"kind": "box", "crop": {"expand": 0.3}}
+    used = {"b": ["crop"], "l": ["crop", "box_loose"]}
+    study = changed(TINY, refiners=rows, prompts__crop=crop, compare__refine=used)
+    some = load_study(study)
+    assert not some.embeds_full_images("sam_vit_b")
+    assert some.embeds_full_images("sam_vit_l")
 
 
 def test_a_preset_names_the_same_shelf_as_its_keys():

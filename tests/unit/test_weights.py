@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 from pathlib import Path
@@ -105,11 +104,10 @@ def test_a_file_of_another_size_than_the_published_one_is_refused(tmp_path):
         locate_weights("sam_vit_b", tmp_path)
 
 
-def test_where_nobody_vouches_for_the_bytes_another_size_is_only_told(tmp_path, caplog):
-    (tmp_path / "UltraSam.pth").write_bytes(b"a later version")
-    with caplog.at_level(logging.WARNING):
-        assert locate_weights("ultrasam", tmp_path) == tmp_path / "UltraSam.pth"
-    assert "15 bytes, the published file 381156023" in caplog.text
+def test_where_nobody_vouches_for_the_bytes_the_size_has_to_be_right(tmp_path):
+    (tmp_path / "UltraSam.pth").write_bytes(b"cut off")
+    with pytest.raises(WeightsError, match=r"7 bytes, the published file 381156023.*own"):
+        locate_weights("ultrasam", tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(WEIGHTS))

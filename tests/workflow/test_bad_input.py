@@ -123,7 +123,9 @@ def test_pretrained_weights_are_asked_for(tmp_path):
         coarse__transunet__pretrained="own.npz",
     )
     write_study(tmp_path, study)
-    failing_run(tmp_path, "coarse.transunet.pretrained", "R50%2BViT-B_16.npz", "init: random")
+    failing_run(
+        tmp_path, "coarse.transunet.pretrained", "`pretrained: r50_vit_b_16`", "init: random"
+    )
 
 
 def wrong_weights(path, kind):

@@ -1,5 +1,7 @@
 """Guards that a change reruns exactly what depends on it, and nothing else."""
 
+import os
+
 import pytest
 
 from tests.sam_fixture import write_tiny_sam
@@ -73,8 +75,10 @@ def test_epochs_rerun_training_and_what_follows(folder):
     assert "embed_images" not in jobs
 
 
-def test_replaced_weights_rerun_what_they_made(study_copy):
-    write_tiny_sam(study_copy / "tiny_sam.pth", seed=1)
+@pytest.mark.parametrize("time", [None, (0, 0)], ids=["new", "old"])
+def test_replaced_weights_rerun_what_they_made(study_copy, time):
+    path = write_tiny_sam(study_copy / "tiny_sam.pth", seed=1)
+    os.utime(path, time)  # a copy may keep the time of what it is a copy of
     jobs = planned(run_snakemake(study_copy, "--dry-run"))
     assert jobs["embed_images"] == 2
     assert jobs["refine_masks"] == 2
@@ -91,3 +95,9 @@ def test_a_new_method_retrains_nothing(folder):
 def test_the_report_title_rewrites_only_the_report(folder):
     jobs = plan(folder, changed(TINY, report__title="Another title"))
     assert set(jobs) == {"write_report"}
+
+
+def test_defaults_written_out_and_rows_that_nobody_asks_for_rerun_nothing(folder):
+    study = changed(TINY, refiners__tiny_sam__passes=1)
+    study["refiners"]["unused"] = {"family": "ultrasam", "weights": "./tiny_sam.pth"}
+    assert set(plan(folder, study)) == {"write_report"}  # it shows the configuration

@@ -12,7 +12,7 @@ from ultrarefiner.config.prompting import (
     WeightsConfig,
     WindowRecipe,
 )
-from ultrarefiner.config.study import CompareConfig, ReportConfig, StudyConfig, load_config
+from ultrarefiner.config.study import CompareConfig, ReportConfig, StudyConfig, explain, load_config
 from ultrarefiner.config.training import AugmentConfig, CoarseConfig, LossConfig
 
 __all__ = [
@@ -35,5 +35,6 @@ __all__ = [
     "StudyConfig",
     "WeightsConfig",
     "WindowRecipe",
+    "explain",
     "load_config",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ultrarefiner.config.base import Section
 
@@ -100,6 +101,11 @@ class PromptConfig(Section):
         "prompt, as the originals do.",
     )
 
+    @field_validator("expand")
+    @classmethod
+    def _none_at_all(cls, value: float | None) -> float | None:
+        return value or None  # 0 is what the default does
+
     @model_validator(mode="after")
     def _keys_have_an_effect(self) -> PromptConfig:
         boxes = "box" in self.kind or self.kind == "both"
@@ -145,10 +151,17 @@ class RefinerConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    family: str = Field(description="Family of the registry: grabcut, sam.")
+    family: str = Field(description="Family of the registry: grabcut, sam, mobile_sam, ultrasam.")
     weights: str | None = Field(
-        None, description="File, or name in the weights table, for families that need weights."
+        None,
+        min_length=1,
+        description="File, or name in the weights table, for families that need weights.",
     )
+
+    @field_validator("weights")
+    @classmethod
+    def _one_spelling(cls, value: str | None) -> str | None:
+        return value if value is None else Path(value).expanduser().as_posix()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -162,6 +175,12 @@ class EmbeddingsConfig(Section):
     folder: str = Field(
         "resources/embeddings", min_length=1, description="Where embeddings are kept."
     )
+
+    @field_validator("folder")
+    @classmethod
+    def _home(cls, value: str) -> str:
+        return Path(value).expanduser().as_posix()
+
     limit_gb: float = Field(
         100.0, gt=0.0, description="Size of the shelf; the longest unused embeddings go first."
     )

@@ -83,13 +83,14 @@ class StudyConfig(Section):
 
 
 def _nearest(word: str, words: list[str]) -> str:
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    parts = sorted(word.split("+"))  # point+box is box+point
+    near = [other for other in words if sorted(other.split("+")) == parts]
+    near = near or difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    """Return the keys that the section at ``location`` of a study takes."""
-    model: Any = StudyConfig
+def _known_keys(model: Any, location: tuple[Any, ...]) -> list[str]:
+    """Return the keys that the section at ``location`` of a model takes."""
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
         if field is not None:
@@ -100,11 +101,12 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     return list(getattr(model, "model_fields", {}))
 
 
-def _explain(error: Any) -> str:
+def explain(error: Any, model: type[BaseModel]) -> str:
+    """Return one of pydantic's errors about a model in words: where, what, and what is known."""
     location = error["loc"]
     where = ".".join(str(part) for part in location) or "config"
     if error["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(model, location[:-1])
         return f"{where}: unknown key; known here: {', '.join(known)}.{_nearest(str(location[-1]), known)}"
     if error["type"] == "literal_error":
         expected = re.findall(r"'([^']*)'", error["ctx"]["expected"])
@@ -132,5 +134,5 @@ def load_config(values: Mapping[str, Any]) -> StudyConfig:
     try:
         return StudyConfig.model_validate(dict(values))
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        lines = [explain(item, StudyConfig) for item in error.errors()]
         raise ConfigError("\n  - ".join(["the configuration has errors:", *lines])) from None

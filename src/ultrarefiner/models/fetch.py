@@ -98,6 +98,13 @@ def fetch_row(
 
 def _verify(name: str, row: WeightsFile, target: Path) -> None:
     """Check a file that is there already."""
+    found = target.stat().st_size
+    if found != row.bytes:
+        raise WeightsError(
+            f"{target} is there, but it has {found} bytes and the published file {row.bytes}: cut "
+            "off, or another file. Delete it and fetch it again; a file of your own needs a place of "
+            "its own."
+        )
     problem = None if row.checksum is None else checksum_problem(target, row.checksum)
     if problem is not None:
         raise WeightsError(

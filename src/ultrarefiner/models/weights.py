@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ from pathlib import Path
 
 from ultrarefiner.errors import WeightsError
 from ultrarefiner.registry import Registry, unknown_name
-
-logger = logging.getLogger(__name__)
 
 FOLDER = "resources/weights"
 
@@ -230,6 +227,20 @@ def _looks_like_path(text: str) -> bool:
     return "/" in text or "\\" in text or bool(Path(text).suffix)
 
 
+def mistaken(name_or_path: str) -> str | None:
+    """Return what keeps a text of the config from being weights, before any file is looked for.
+
+    A path to a file that is not there is no mistake yet.
+    """
+    if registered(name_or_path) or Path(name_or_path).is_file():
+        return None
+    if Path(name_or_path).is_dir():
+        return f"{name_or_path} is a folder, not a file; name the weights file in it"
+    if _looks_like_path(name_or_path):
+        return None
+    return f"{unknown_name('weights', name_or_path, WEIGHTS)} For a file of your own give its path."
+
+
 def _absent(name: str, target: Path) -> WeightsError:
     return WeightsError(
         f"weights '{name}' are absent: {target} is not there. "
@@ -248,8 +259,8 @@ def locate_weights(name_or_path: str | Path, folder: str | Path = FOLDER) -> Pat
 
     Raises:
         WeightsError: Unknown name (with the nearest known one), no such file (with the address to
-            download it from and the place to put it), or a file of another size than the one that
-            the checksum belongs to.
+            download it from and the place to put it), or a file of another size than the published
+            one.
     """
     text = str(name_or_path)
     if text in WEIGHTS and not isinstance(name_or_path, Path):
@@ -262,9 +273,7 @@ def locate_weights(name_or_path: str | Path, folder: str | Path = FOLDER) -> Pat
     if path.is_file():
         return path
     if not _looks_like_path(text) and not isinstance(name_or_path, Path):
-        raise WeightsError(
-            f"{unknown_name('weights', text, WEIGHTS)} For a file of your own give its path."
-        )
+        raise WeightsError(mistaken(text))
     known = name_of_file(path.name)
     if known is not None:
         raise _absent(known, path)
@@ -279,10 +288,10 @@ def _check_size(name: str, target: Path) -> None:
     row, found = WEIGHTS[name], target.stat().st_size
     if found == row.bytes:
         return
-    what = f"{target} has {found} bytes, the published file {row.bytes}: cut off, or another file"
-    if row.checksum is not None:
-        raise WeightsError(f"{what}. Delete it; {fetched_anew(name)}")
-    logger.warning("%s of that name", what)
+    raise WeightsError(
+        f"{target} has {found} bytes, the published file {row.bytes}: cut off, or another file. "
+        f"Delete it; {fetched_anew(name)}"
+    )
 
 
 def fetched_anew(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ultrarefiner.config import Section
+from ultrarefiner.config import Section, explain
 from ultrarefiner.errors import ConfigError
 from ultrarefiner.refine.base import Embedding, Refinement, Refiner
 from ultrarefiner.refine.options import GrabCutOptions, SamOptions, UltraSamOptions
@@ -86,7 +86,7 @@ def parse_options(family: str, options: dict[str, Any]) -> Section:
     try:
         return row.options.model_validate(options)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        lines = [explain(item, row.options).removeprefix("config: ") for item in error.errors()]
         raise ConfigError(f"refiner family '{family}': {'; '.join(lines)}") from None
 
 

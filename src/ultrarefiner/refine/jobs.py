@@ -201,6 +201,13 @@ def refine_masks(
     if store is not None:
         kept = len(names) - empty - encoded
         logger.info("encoded %d images, %d were on the shelf", encoded, kept)
+        if encoded:
+            logger.warning(
+                "%d embeddings were gone from the shelf and were made again: they were deleted, or "
+                "embeddings.limit_gb (%g) is less than the study needs",
+                encoded,
+                limit_gb,
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,8 +261,12 @@ def _view(
 
 
 def _encode(refiner: Refiner, store: Shelf, waiting: dict[str, np.ndarray]) -> int:
-    """Encode what waits under its keys, store it, and return how many images that were."""
-    images = list(waiting.values())
+    """Encode what waits under its keys, store it, and return how many images that were.
+
+    What another job has put on the shelf meanwhile is left out.
+    """
+    made_by = refiner.weights_sha256
+    images = [pixels for key, pixels in waiting.items() if store.get(key, made_by) is None]
     if images:
         for embedding in refiner.embed_batch(images):
             store.put(embedding)

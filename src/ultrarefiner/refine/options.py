@@ -60,6 +60,12 @@ class JitterOptions(Section):
     )
     seed: int = Field(0, ge=0, description="Seed of the moves.")
 
+    @model_validator(mode="after")
+    def _moves_something(self) -> JitterOptions:
+        if self.box == 0.0 and self.point == 0.0:
+            raise ValueError("box and point are both 0; set one, or remove `jitter`")
+        return self
+
 
 class SamOptions(Section):
     """A segment-anything model."""

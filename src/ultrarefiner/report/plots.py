@@ -228,8 +228,10 @@ def draw_scatters(rows: pd.DataFrame, methods: list[Method], reference: str) -> 
         better = int(pairs["after"].gt(pairs["dice"]).sum())
         worse = int(pairs["after"].lt(pairs["dice"]).sum())
         axes.set_title(method.name)
-        axes.text(0.04, 0.95, f"better: {better}", transform=axes.transAxes, va="top", size=9)
-        axes.text(0.96, 0.05, f"worse: {worse}", transform=axes.transAxes, ha="right", size=9)
+        over_points = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5}
+        counts = {"transform": axes.transAxes, "size": 9, "bbox": over_points}
+        axes.text(0.04, 0.95, f"better: {better}", va="top", **counts)
+        axes.text(0.96, 0.05, f"worse: {worse}", ha="right", **counts)
         # Room for whole markers at 0 and 1.
         room = 0.02 * (1.0 - low)
         axes.set(xlim=(low - room, 1.0 + room), ylim=(low - room, 1.0 + room), aspect="equal")

@@ -1,0 +1,134 @@
+"""What in a study's configuration cannot work, beyond what its types already refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ultrarefiner.config import CoarseConfig, RefinerConfig, SplitsConfig, StudyConfig
+from ultrarefiner.datasets import DATASETS
+from ultrarefiner.errors import ConfigError
+from ultrarefiner.models import MODELS
+from ultrarefiner.models.weights import WEIGHTS, mistaken, registered, unaccepted_terms
+from ultrarefiner.prompts import PROMPTS
+from ultrarefiner.refine import REFINERS, parse_options
+from ultrarefiner.registry import unknown_name
+
+
+def problems(config: StudyConfig) -> list[str]:
+    """Return what is wrong with a configuration, each with its key and its cure."""
+    return [
+        *_check_names(config),
+        *(p for name, row in config.coarse.items() for p in _check_coarse(name, row, config)),
+        *(p for name, row in config.refiners.items() for p in _check_refiner(name, row)),
+        *_check_weights(config),
+        *_check_prompt_fits(config),
+    ]
+
+
+def _check_names(config: StudyConfig) -> Iterator[str]:
+    for name, row in config.datasets.items():
+        layout = row.layout or name
+        key = f"datasets.{name}" + (".layout" if row.layout else "")
+        if layout not in DATASETS:
+            hint = "" if row.layout else " A dataset of another name needs `layout:`."
+            yield f"{key}: {unknown_name('dataset layout', layout, DATASETS)}{hint}"
+        elif row.folds == "published":
+            yield from _check_published(name, layout, config.splits)
+    for name in config.compare.coarse:
+        if name not in config.coarse:
+            yield f"compare.coarse: {unknown_name('coarse model', name, config.coarse)}"
+    for refiner, prompts in config.compare.refine.items():
+        if refiner not in config.refiners:
+            yield f"compare.refine: {unknown_name('refiner', refiner, config.refiners)}"
+        if not prompts:
+            yield f"compare.refine.{refiner}: no prompt mode is listed; add one or remove the line"
+        for prompt in prompts:
+            if prompt not in config.prompts:
+                yield (
+                    f"compare.refine.{refiner}: {unknown_name('prompt mode', prompt, config.prompts)}"
+                )
+
+
+def _check_published(name: str, layout: str, splits: SplitsConfig) -> Iterator[str]:
+    there, folds = DATASETS[layout].published_folds, splits.folds
+    if splits.protocol == "seed":
+        yield (
+            f"datasets.{name}.folds: published cannot go with splits.protocol: seed, which makes its "
+            "own folds; use `folds: made` or `protocol: nested`"
+        )
+    if folds not in there:
+        have = f"has partitions of {' and '.join(map(str, there))}" if there else "has none"
+        yield (
+            f"datasets.{name}.folds: there is no published partition of {layout} into {folds} folds "
+            f"(it {have}); change splits.folds or use `folds: made`"
+        )
+
+
+def _check_coarse(name: str, row: CoarseConfig, config: StudyConfig) -> Iterator[str]:
+    if row.model not in MODELS:
+        yield f"coarse.{name}.model: {unknown_name('model', row.model, MODELS)}"
+    elif row.init == "random":
+        return
+    elif not MODELS[row.model].imagenet21k:
+        yield f"coarse.{name}.init: {row.model} has no ImageNet weights; use `init: random`"
+    else:
+        own, known = MODELS[row.model].pretrained, registered(row.pretrained)
+        problem = mistaken(row.pretrained) or unaccepted_terms(
+            row.pretrained, config.weights.accept
+        )
+        if problem:
+            yield f"coarse.{name}.pretrained: {problem}"
+        elif known is not None and known != own:
+            yield (
+                f"coarse.{name}.pretrained: weights '{known}' are for family "
+                f"'{WEIGHTS[known].family}'; {row.model} starts from '{own}'"
+            )
+
+
+def _check_refiner(name: str, row: RefinerConfig) -> Iterator[str]:
+    try:
+        parse_options(row.family, row.options)
+    except ConfigError as error:
+        yield f"refiners.{name}: {error}"
+        return
+    family = REFINERS[row.family]
+    if family.needs_weights and row.weights is None:
+        yield f"refiners.{name}.weights: missing; family {row.family} needs a file or a known name"
+    if not family.needs_weights and row.weights is not None:
+        yield f"refiners.{name}.weights: family {row.family} takes none; remove the key"
+
+
+def _check_weights(config: StudyConfig) -> Iterator[str]:
+    for name in config.weights.accept:
+        if name not in WEIGHTS:
+            yield f"weights.accept: {unknown_name('weights', name, WEIGHTS)}"
+    for mirror in config.weights.mirrors:
+        if not mirror.startswith(("http://", "https://")):
+            yield f"weights.mirrors: '{mirror}' is no address; it begins with https:// or http://"
+    for refiner in config.compare.refine:
+        row = config.refiners.get(refiner)
+        if row is None or row.weights is None:
+            continue
+        problem = mistaken(row.weights) or unaccepted_terms(row.weights, config.weights.accept)
+        if problem:
+            yield f"refiners.{refiner}.weights: {problem}"
+        family = WEIGHTS[known].family if (known := registered(row.weights)) else row.family
+        if family not in REFINERS:
+            yield (
+                f"refiners.{refiner}.weights: '{known}' are a coarse model's; name weights of family "
+                f"'{row.family}'"
+            )
+        elif family != row.family:
+            yield f"refiners.{refiner}: weights '{known}' are for family '{family}'; set that"
+
+
+def _check_prompt_fits(config: StudyConfig) -> Iterator[str]:
+    for refiner, prompts in config.compare.refine.items():
+        row = config.refiners.get(refiner)
+        if row is None or row.family not in REFINERS:
+            continue
+        reason = REFINERS[row.family].needs_mask
+        for prompt in prompts:
+            kind = config.prompts[prompt].kind if prompt in config.prompts else "mask"
+            if reason and "mask" not in PROMPTS[kind].parts:
+                yield f"compare.refine.{refiner}: prompt '{prompt}' is of kind '{kind}': {reason}"
