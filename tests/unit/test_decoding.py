@@ -248,7 +248,7 @@ def test_other_images_and_seeds_have_other_moves_and_the_same_have_the_same(prom
 def test_without_moves_the_copies_agree_and_logits_alone_cannot_be_moved(
     refiner, embedding, prompts
 ):
-    with options(refiner, jitter={"copies": 2, "box": 0, "point": 0}):
+    with options(refiner, jitter={"copies": 2, "box": 1e-6, "point": 0}):
         assert refiner.refine(embedding, prompts["box+point"]).agreement > 0.999
         logits = Prompt(mask_logits=prompts["logits+box"].mask_logits)
         assert math.isnan(refiner.refine(embedding, logits).agreement)
