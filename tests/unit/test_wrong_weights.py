@@ -319,6 +319,7 @@ def test_a_suffix_does_not_decide_how_a_file_is_read(states, tmp_path):
     assert all(torch.equal(value, states["sam"][key]) for key, value in found.items())
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
 @pytest.mark.parametrize(
     "hollow",
     [lambda value: value.to("meta"), lambda value: value.to_sparse()],
