@@ -22,7 +22,8 @@ from typing import Any
 
 from ultrarefiner.errors import OutputError, UltraRefinerError
 
-_PARTIAL = ".partial-"
+PARTIAL = ".partial-"
+"""How the temporary names of files and folders begin."""
 _CANNOT_WRITE = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -36,7 +37,7 @@ _CANNOT_WRITE = {
 
 
 def _in_partial_folder(path: Path) -> bool:
-    return any(part.startswith(_PARTIAL) for part in path.parts[:-1])
+    return any(part.startswith(PARTIAL) for part in path.parts[:-1])
 
 
 def _is_dead(process: int) -> bool:
@@ -53,13 +54,13 @@ def _partial_name(path: Path) -> Path:
     """Return a temporary name that tells whose it is, and remove those of dead processes."""
     host = re.sub(r"\W", "_", platform.node())
     if not _in_partial_folder(path):
-        for stale in path.parent.glob(f"{_PARTIAL}{host}-*-{path.name}"):
-            process = stale.name.removeprefix(f"{_PARTIAL}{host}-").split("-")[0]
+        for stale in path.parent.glob(f"{PARTIAL}{host}-*-{path.name}"):
+            process = stale.name.removeprefix(f"{PARTIAL}{host}-").split("-")[0]
             if process.isdigit() and int(process) != os.getpid() and _is_dead(int(process)):
                 _remove(stale)
     unique = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     # The suffix stays last: image writers choose the format by it.
-    return path.parent / f"{_PARTIAL}{unique}-{path.name}"
+    return path.parent / f"{PARTIAL}{unique}-{path.name}"
 
 
 def _remove(path: Path) -> None:

@@ -105,7 +105,7 @@ def job(snakemake: Any) -> Iterator[None]:
         logging.getLogger(__name__).error("%s: %s", snakemake.rule, error)
         file_log.stream.write(traceback.format_exc())
         sys.exit(1)
-    except Exception:
+    except Exception:  # whatever it is goes to the log, whole, and fails the job
         logging.getLogger(__name__).exception("%s failed", snakemake.rule)
         sys.exit(1)
     finally:

@@ -202,13 +202,13 @@ class Study:
             OutputError: The results folder cannot be written.
         """
         require_writable(Path("results") / self.config.run)
-        problems = [
+        found = [
             *(p for name, row in self.config.datasets.items() for p in _missing_root(name, row)),
             *(p for name in self.config.compare.coarse for p in self._missing_pretrained(name)),
             *(p for name in self.config.compare.refine for p in self._unusable_weights(name)),
         ]
-        if problems:
-            raise ConfigError("\n  - ".join(["the study cannot start:", *problems]))
+        if found:
+            raise ConfigError("\n  - ".join(["the study cannot start:", *found]))
 
     def _missing_pretrained(self, name: str) -> Iterator[str]:
         row = self.config.coarse[name]

@@ -266,8 +266,10 @@ def test_an_embedding_read_from_its_file_gives_the_same_answer(
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(UltraRefinerError, match=str(path)):
         refiner.embedding_type.load(path)
-    with pytest.raises(UltraRefinerError, match="no embedding"):
+    with pytest.raises(UltraRefinerError, match="no embedding") as caught:
         Embedding.load(path)
+    reasons = str(caught.value).splitlines()
+    assert len(reasons) == len(set(reasons)), "a reason is given twice"
 
 
 def test_what_is_given_is_not_changed(refiner, image, lesion):

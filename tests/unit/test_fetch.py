@@ -208,6 +208,14 @@ def test_a_web_page_instead_of_the_file_is_named(tmp_path, kind, length):
     assert left_over(tmp_path) == []
 
 
+def test_an_answer_in_json_instead_of_the_file_is_named(tmp_path):
+    answer = b'{"status": 404, "message": "no such record"}'.ljust(len(CONTENT))
+    with serving(Manners(answer, kind="application/octet-stream")) as url:
+        message = failing(tmp_path, row(f"{url}/some.pth", checksum=None))
+    assert "a web page instead of the file" in message
+    assert left_over(tmp_path) == []
+
+
 def test_mirrors_come_first_and_each_source_is_listed_with_its_reason(tmp_path):
     wrong, absent = Manners(bytes(len(CONTENT))), Manners(CONTENT, paths=())
     with serving(wrong) as first, serving(absent) as second, refusing() as third:
@@ -287,6 +295,16 @@ def test_a_file_put_there_by_hand_that_was_cut_off_is_not_trusted(tmp_path):
     target.write_bytes(CONTENT)
     fetch(tmp_path, one)
     assert checked_sha256(target) == SHA256
+
+
+def test_terms_accepted_for_a_file_put_there_by_hand_are_recorded(tmp_path):
+    one = row("https://nowhere.invalid/some.pth", accept=True, terms="No commercial use.")
+    target = tmp_path / "weights" / one.file
+    target.parent.mkdir()
+    target.write_bytes(CONTENT)
+    fetch(tmp_path, one, accepted=["some"])
+    record = json.loads(record_path(target).read_text())
+    assert (record["terms_accepted"], record["url"]) == (True, None)
 
 
 def test_trust_on_first_use_ends_when_the_bytes_change(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from medpy.metric.binary import assd as medpy_assd
 from medpy.metric.binary import hd95 as medpy_hd95
 
+from tests.lesions import drawn
 from ultrarefiner.evaluation import metrics
 from ultrarefiner.evaluation.metrics import (
     assd,
@@ -20,19 +21,14 @@ from ultrarefiner.evaluation.metrics import (
     surface_distances,
 )
 
-
-def mask(*rows):
-    return np.array([[cell == "#" for cell in row] for row in rows])
-
-
-PREDICTION = mask(
+PREDICTION = drawn(
     "......",
     ".###..",
     ".###..",
     ".###..",
     "......",
 )
-TRUTH = mask(
+TRUTH = drawn(
     "......",
     "..###.",
     "..###.",

@@ -175,15 +175,14 @@ class EmbeddingsConfig(Section):
     folder: str = Field(
         "resources/embeddings", min_length=1, description="Where embeddings are kept."
     )
+    limit_gb: float = Field(
+        100.0, gt=0.0, description="Size of the shelf; the longest unused embeddings go first."
+    )
 
     @field_validator("folder")
     @classmethod
     def _home(cls, value: str) -> str:
         return Path(value).expanduser().as_posix()
-
-    limit_gb: float = Field(
-        100.0, gt=0.0, description="Size of the shelf; the longest unused embeddings go first."
-    )
 
 
 class WeightsConfig(Section):

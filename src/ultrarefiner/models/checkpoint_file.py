@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ultrarefiner.errors import WeightsError
+from ultrarefiner.models.weights_record import is_web_page
 
 _CHUNK = 1 << 20
 _AGAIN = "Delete it and download it again"
-_WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*(<(!doctype|html|head|\?xml)|\{\s*\")", re.IGNORECASE)
 _SAFETENSORS = re.compile(rb".{8}\{", re.DOTALL)  # the length of the header, then JSON
 _REFUSED_TYPE = re.compile(r"(?:Unsupported global|unsupported GLOBAL)(?:: GLOBAL)? (\S+)")
 
@@ -76,7 +76,7 @@ def read_checkpoint(path: Path) -> Any:
         ) from None
     if not start:
         raise WeightsError(f"{path} is empty (0 bytes). {_AGAIN}.")
-    if _WEB_PAGE.match(start):
+    if is_web_page(start):
         raise WeightsError(
             f"{path} is a web page, not weights: the server answered with a log-in or error page. "
             f"{_AGAIN}, in a browser if it must be."
@@ -128,6 +128,7 @@ def _check_archive(path: Path, size: int) -> None:
 
 def _first_spoilt(archive: zipfile.ZipFile) -> str | None:
     """Return the first member whose bytes do not fit their check sum."""
+    # Each of these is what zipfile makes of damage; the caller turns the name into a message.
     for member in archive.infolist():
         try:
             with archive.open(member) as handle:

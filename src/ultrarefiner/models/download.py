@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ultrarefiner import __version__
 from ultrarefiner.errors import OutputError, UltraRefinerError
 from ultrarefiner.io import read_json, write_json
+from ultrarefiner.models.weights_record import is_web_page
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ _PIECE = 1 << 18
 _TRIES = 4  # without a single new byte
 _ALL_TRIES = 200
 _BUSY = {429, 500, 502, 503, 504}
-_WEB_PAGE = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 
 
 class SourceError(Exception):
@@ -182,7 +182,7 @@ class ResumingDownloader:
             ) as bar,
         ):
             for piece in response.iter_content(_PIECE):
-                if have == 0 and _WEB_PAGE.match(piece):
+                if have == 0 and is_web_page(piece):
                     raise SourceError("a web page instead of the file: a log-in or error page")
                 have += len(piece)
                 if have > self.size:

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import pooch
 
 from ultrarefiner.errors import OutputError, WeightsError
-from ultrarefiner.io import atomic_path
+from ultrarefiner.io import PARTIAL, atomic_path
 from ultrarefiner.models.download import ResumingDownloader, SourceError
 from ultrarefiner.models.weights import WEIGHTS, WeightsFile, how_to_get, terms_to_accept
 from ultrarefiner.models.weights_record import (
@@ -86,7 +86,7 @@ def fetch_row(
     if row.accept and name not in accepted:
         raise WeightsError(terms_to_accept(name, row))
     sources = [f"{mirror.rstrip('/')}/{quote(row.file)}" for mirror in mirrors] + [*row.urls]
-    with _held(target.with_name(f".partial-fetch-{target.name}")) as folder:
+    with _held(target.with_name(f"{PARTIAL}fetch-{target.name}")) as folder:
         _keep_partials(folder, sources)
         if target.is_file():
             _verify(name, row, target)
@@ -114,7 +114,7 @@ def _verify(name: str, row: WeightsFile, target: Path) -> None:
     if record_path(target).is_file():
         checked_sha256(target)
     else:
-        record_weights(target, name, row, url=None)
+        record_weights(target, name, row, None, accepted=row.accept)
     logger.info("%s is there already", target)
 
 
@@ -132,7 +132,7 @@ def _fetch(
             continue
         with atomic_path(target) as temporary:
             whole.replace(temporary)
-        digest = record_weights(target, name, row, url)
+        digest = record_weights(target, name, row, url, accepted=row.accept)
         known = "the published checksum" if row.checksum else "trusted on first use, and recorded"
         logger.info("%s: %s, SHA-256 %s (%s)", target, row.size, digest, known)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +19,13 @@ from ultrarefiner.models.weights import (
 )
 
 logger = logging.getLogger(__name__)
+
+_WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*(<(!doctype|html|head|\?xml)|\{\s*\")", re.IGNORECASE)
+
+
+def is_web_page(start: bytes) -> bool:
+    """Return whether a file that begins so is a server's page or JSON answer, not weights."""
+    return _WEB_PAGE.match(start) is not None
 
 
 def checked_sha256(path: str | Path) -> str:
@@ -65,7 +73,9 @@ def record_path(path: str | Path) -> Path:
     return Path(f"{path}.json")
 
 
-def record_weights(path: Path, name: str, row: WeightsFile, url: str | None) -> str:
+def record_weights(
+    path: Path, name: str, row: WeightsFile, url: str | None, accepted: bool = False
+) -> str:
     """Record beside a weights file what it is, and return its SHA-256.
 
     Args:
@@ -73,6 +83,7 @@ def record_weights(path: Path, name: str, row: WeightsFile, url: str | None) -> 
         name: Name of its row.
         row: The row.
         url: Where it was fetched; None: somebody put it there.
+        accepted: Whether its terms were asked for and accepted by name.
     """
     digest = file_sha256(path)
     record = {
@@ -82,8 +93,7 @@ def record_weights(path: Path, name: str, row: WeightsFile, url: str | None) -> 
         "url": url,
         "licence": row.licence,
         "terms": row.terms,
-        # Nothing restricted is fetched before its terms were accepted by name.
-        "terms_accepted": row.accept and url is not None,
+        "terms_accepted": accepted,
         "recorded": datetime.now(UTC).date().isoformat(),
     }
     try:

@@ -116,9 +116,10 @@ class Embedding(ABC):
         from ultrarefiner.refine import REFINERS
 
         reasons = []
-        for row in REFINERS.values():
+        # Families share types: each is tried once.
+        for kind in dict.fromkeys(resolve(row.target).embedding_type for row in REFINERS.values()):
             try:
-                return resolve(row.target).embedding_type.load(path)
+                return kind.load(path)
             except UltraRefinerError as error:
                 reasons.append(str(error))
         raise UltraRefinerError("\n  - ".join([f"{path} is no embedding:", *reasons]))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ultrarefiner.errors import OutputError, UltraRefinerError
+from ultrarefiner.io import PARTIAL
 from ultrarefiner.refine.embeddings import SUFFIX, SamEmbedding
 
 logger = logging.getLogger(__name__)
@@ -22,8 +23,7 @@ _HEADER_BYTES = 1024
 _WRITING_NS = 3600 * 10**9  # a half-written file younger than an hour may still be written
 # Only files of this shape are counted and removed: whatever else lies in the folder is not ours.
 _FOLDERS = (re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{2}"))
-_PARTIAL = ".partial-"
-_FILE = re.compile(rf"({re.escape(_PARTIAL)}.*-)?[0-9a-f]{{64}}{re.escape(SUFFIX)}")
+_FILE = re.compile(rf"({re.escape(PARTIAL)}.*-)?[0-9a-f]{{64}}{re.escape(SUFFIX)}")
 
 
 class Shelf:
@@ -140,7 +140,7 @@ class Shelf:
         for used, bytes_, path in files:
             if used >= self._started or left + size <= (1 - _HEADROOM) * self.limit:
                 break
-            if path.name.startswith(_PARTIAL) and used >= self._started - _WRITING_NS:
+            if path.name.startswith(PARTIAL) and used >= self._started - _WRITING_NS:
                 continue
             try:
                 path.unlink(missing_ok=True)
