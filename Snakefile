@@ -19,12 +19,13 @@ include: "rules/weights.smk"
 include: "rules/prepare.smk"
 include: "rules/coarse.smk"
 include: "rules/refine.smk"
+include: "rules/points.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
 
 
 onstart:
-    STUDY.require_files()
+    require_files(STUDY)
 
 
 rule all:
@@ -34,3 +35,4 @@ rule all:
         f"results/{RUN}/report/scores.csv",
         f"results/{RUN}/report/summary.csv",
         f"results/{RUN}/report/comparisons.csv",
+        f"results/{RUN}/report/tables",

@@ -7,7 +7,8 @@ from snakemake.exceptions import WorkflowError
 
 from ultrarefiner.errors import ConfigError
 from ultrarefiner.models.weights import absent_files, name_of_file
-from ultrarefiner.study import folder_listing, load_study, own_weights
+from ultrarefiner.datasets.parts import parse_part
+from ultrarefiner.study import folder_listing, load_study, own_weights, require_files
 
 try:
     STUDY = load_study(config)
@@ -22,7 +23,9 @@ if STUDY.blocked_result():
 
 CFG = STUDY.config
 RUN = CFG.run
-COARSE = [name for name in STUDY.methods if STUDY.methods[name].refiner is None]
+COARSE = STUDY.coarse
+SHELF = {(one.dataset, one.method.name, one.part.name): one for one in STUDY.shelf}
+PARTS = sorted({part for *_, part in SHELF} | {"holdout", "unseen"})
 GPU = 0 if CFG.device == "cpu" else 1
 SHELF_MB = max(1, round(CFG.embeddings.limit_gb * 1000))
 LISTINGS = {name: folder_listing(row.root) for name, row in CFG.datasets.items()}
@@ -36,17 +39,22 @@ OWN_STARTS = {
 
 def any_of(names):
     """Return a wildcard constraint that matches these names and nothing else."""
-    return "|".join(re.escape(str(name)) for name in names) or "(?!)"
+    # Snakemake takes an empty constraint for none, and the group (?:) for the empty name.
+    return "|".join(re.escape(str(name)) or "(?:)" for name in names) or "(?!)"
 
 
 wildcard_constraints:
     run=any_of([RUN]),
     dataset=any_of(CFG.datasets),
+    trainset=any_of(STUDY.trainsets),
     fold=any_of(range(CFG.splits.folds)),
+    part=any_of(PARTS),
     coarse=any_of(CFG.coarse),
+    # Nothing, or @ and the training set whose models are applied to another dataset.
+    at=any_of(sorted({one.method.at for one in STUDY.shelf} | {""})),
     prompt=any_of(CFG.prompts),
     refiner=any_of(CFG.refiners),
-    method=any_of(STUDY.methods),
+    method=any_of(STUDY.applied),
     weights=any_of(STUDY.embedders),
     view=any_of(STUDY.views),
 
@@ -94,11 +102,20 @@ def embedder_weights(wildcards):
 
 
 def full_index(wildcards):
-    """Return the index of full images that a view of crops waits for, as it may share files."""
-    if wildcards.view == "full" or not STUDY.embeds_full_images(wildcards.weights):
+    """Return the indices of full images that an embedding job waits for, as it may share files."""
+    part = parse_part(wildcards.part)
+    base = f"results/{wildcards.run}/{wildcards.dataset}/embeddings/{wildcards.weights}/full"
+    if wildcards.view != "full":
+        if not STUDY.embeds_full_images(wildcards.weights):
+            return []
+        return ancient(f"{base}/{part.cases}.csv")
+    if part.evaluation != "unseen":
         return []
-    base = f"results/{wildcards.run}/{wildcards.dataset}/embeddings"
-    return ancient(f"{base}/{wildcards.weights}/full/fold{wildcards.fold}.csv")
+    # All images of the dataset: those of its folds and its hold-out are encoded by their own jobs.
+    own = {
+        one.part.cases for one in STUDY.shelf if one.dataset == wildcards.dataset
+    } - {"unseen"}
+    return ancient([f"{base}/{cases}.csv" for cases in sorted(own)])
 
 
 def study_weights(wildcards):
@@ -108,31 +125,87 @@ def study_weights(wildcards):
     return sorted({name for name in files if name})
 
 
+def table_name(part):
+    """Return which table tells the cases of a part."""
+    return "unseen" if parse_part(part).evaluation == "unseen" else "splits"
+
+
+def part_table(wildcards):
+    """Return the table that tells the cases of a part, or of an ensemble."""
+    part = wildcards.get("part") or wildcards.cases
+    return f"results/{wildcards.run}/{wildcards.dataset}/{table_name(part)}.csv"
+
+
+def trainset_of(wildcards):
+    """Return what the models were trained on that a path's `at` stands for."""
+    return wildcards.at[1:] or wildcards.dataset
+
+
+def model_file(name):
+    """Return a function that gives a file of the model which predicts a part."""
+    return lambda wildcards: (
+        f"results/{wildcards.run}/{trainset_of(wildcards)}/models/{wildcards.coarse}/"
+        f"fold{parse_part(wildcards.part).fold}/{name}"
+    )
+
+
+def member_files(name):
+    """Return a function that lists one file of each model of an ensemble."""
+    return lambda wildcards: [
+        f"results/{wildcards.run}/{trainset_of(wildcards)}/models/{wildcards.coarse}/"
+        f"fold{fold}/{name}"
+        for fold in STUDY.folds
+    ]
+
+
+def member_folders(shelf):
+    """Return a function that lists the folders that the models of an ensemble filled."""
+    return lambda wildcards: [
+        f"results/{wildcards.run}/{wildcards.dataset}/{shelf}/{wildcards.coarse}{wildcards.at}/"
+        f"{wildcards.cases}-fold{fold}"
+        for fold in STUDY.folds
+    ]
+
+
+def trained_files(name):
+    """Return a function that lists one prepared file or folder of each dataset of a union."""
+    return lambda wildcards: [
+        f"results/{wildcards.run}/{dataset}/prepared/{name}"
+        for dataset in STUDY.trainsets[wildcards.trainset]
+    ]
+
+
+def coarse_masks(wildcards, shelf="masks"):
+    """Return the folder of the reference's masks or probabilities on a part."""
+    return (
+        f"results/{wildcards.run}/{wildcards.dataset}/{shelf}/"
+        f"{STUDY.reference}{wildcards.at}/{wildcards.part}"
+    )
+
+
 def prompt_masks(wildcards):
     """Return the masks that a prompt mode is made from: the coarse shelf, or the truth."""
     base = f"results/{wildcards.run}/{wildcards.dataset}"
     if CFG.prompts[wildcards.prompt].oracle:
         return f"{base}/prepared/masks"
-    return f"{base}/masks/{wildcards.coarse}/fold{wildcards.fold}"
+    return f"{base}/masks/{wildcards.coarse}{wildcards.at}/{wildcards.part}"
 
 
 def soft_masks(wildcards):
-    """Return the probabilities behind a refiner's mask prompts, or the truth for an oracle."""
-    base = f"results/{wildcards.run}/{wildcards.dataset}"
+    """Return the masks that a mask prompt carries: probabilities, or the truth."""
     if CFG.prompts[wildcards.prompt].oracle:
-        return f"{base}/prepared/masks"
-    return f"{base}/probabilities/{STUDY.reference}/fold{wildcards.fold}"
+        return f"results/{wildcards.run}/{wildcards.dataset}/prepared/masks"
+    return coarse_masks(wildcards, "probabilities")
 
 
 def view_masks(wildcards):
     """Return the masks around which a view is cut: the coarse shelf, the truth, or none."""
-    base = f"results/{wildcards.run}/{wildcards.dataset}"
     view = STUDY.views[wildcards.view]
     if view.window is None:
         return []
     if view.oracle:
-        return f"{base}/prepared/masks"
-    return f"{base}/masks/{STUDY.reference}/fold{wildcards.fold}"
+        return f"results/{wildcards.run}/{wildcards.dataset}/prepared/masks"
+    return coarse_masks(wildcards)
 
 
 def view_window(wildcards):
@@ -141,58 +214,126 @@ def view_window(wildcards):
     return None if window is None else window.model_dump()
 
 
-def embeddings_index(wildcards):
-    """Return the index of the embeddings that a refiner uses in a prompt mode, if it has any."""
-    name = STUDY.embeddings_of(wildcards.refiner)
+def index_of(wildcards, refiner, view):
+    """Return the index of the embeddings of a view on a part, if the refiner has any."""
+    name = STUDY.embeddings_of(refiner)
     if name is None:
         return []
-    base = f"results/{wildcards.run}/{wildcards.dataset}/embeddings"
-    view = STUDY.view_of(wildcards.prompt).name
-    return f"{base}/{name}/{view}/fold{wildcards.fold}.csv"
+    base = f"results/{wildcards.run}/{wildcards.dataset}/embeddings/{name}/{view.name}"
+    if view.window is None or view.oracle:
+        # The same whoever predicts, so it is made once for the cases.
+        return f"{base}/{parse_part(wildcards.part).cases}.csv"
+    return f"{base}{wildcards.at}/{wildcards.part}.csv"
 
 
-def run_files(pattern, methods):
-    """Return one path for each dataset, method and fold of the study."""
-    return expand(
-        pattern,
-        run=RUN,
-        dataset=list(CFG.datasets),
-        method=methods,
-        coarse=methods,
-        fold=STUDY.folds,
-    )
+def embeddings_index(wildcards):
+    """Return the index of the embeddings that a refiner uses in a prompt mode, if it has any."""
+    return index_of(wildcards, wildcards.refiner, STUDY.view_of(wildcards.prompt))
+
+
+def shelf_files(wildcards, pattern):
+    """Return one path for each folder of masks of the study."""
+    return [
+        pattern.format(run=wildcards.run, dataset=dataset, method=method, part=part)
+        for dataset, method, part in SHELF
+    ]
 
 
 def score_tables(wildcards):
     """Return every score table of the study."""
-    return run_files(
-        "results/{run}/{dataset}/scores/{method}/fold{fold}.csv", list(STUDY.methods)
+    return shelf_files(wildcards, "results/{run}/{dataset}/scores/{method}/{part}.csv")
+
+
+def shelved(wildcards):
+    """Return the folder of masks that a path's dataset, method and part stand for."""
+    return SHELF[wildcards.dataset, wildcards.method, wildcards.part]
+
+
+def calibrated_parts(wildcards):
+    """Return the parts on which the probabilities of a coarse model are judged, and their files."""
+    base = f"results/{wildcards.run}/{wildcards.dataset}"
+    name = f"{wildcards.coarse}{wildcards.at}"
+    return [
+        {
+            "part": part.name,
+            "evaluation": part.evaluation,
+            "member": part.member,
+            "table": f"{base}/{table_name(part.name)}.csv",
+            "probabilities": f"{base}/probabilities/{name}/{part.name}",
+        }
+        for part in STUDY.calibrated(wildcards.dataset, name)
+    ]
+
+
+def calibration_inputs(wildcards):
+    """Return the folders and tables that the calibration of a coarse model is measured on."""
+    rows = calibrated_parts(wildcards)
+    return sorted({row[key] for row in rows for key in ("table", "probabilities")})
+
+
+def calibration_tables(wildcards):
+    """Return the calibration of every coarse model on every dataset."""
+    return sorted(
+        {
+            f"results/{wildcards.run}/{one.dataset}/calibration/{one.method.name}.csv"
+            for one in STUDY.shelf
+            if one.method.refiner is None and not one.method.tuned
+        }
     )
 
 
+def full_embeddings(wildcards):
+    """Return the index of the full images' embeddings of a part, if the refiner has any."""
+    return index_of(wildcards, wildcards.refiner, STUDY.full_view)
+
+
+def point_analysis(wildcards):
+    """Return what the analysis of points depends on beside the refiner."""
+    keys = CFG.points.model_dump(include={"sigmas", "draws", "seed"})
+    method = next(
+        one for one in STUDY.methods.values() if one.refiner == wildcards.refiner
+    )
+    return keys | {"seen": STUDY.seen(method, wildcards.dataset)}
+
+
+def point_tables(wildcards):
+    """Return every table of the analysis of points."""
+    return [
+        f"results/{wildcards.run}/{dataset}/points/{refiner}/fold{fold}.csv"
+        for dataset, row in CFG.datasets.items()
+        for refiner in (CFG.points.refiners if CFG.points else [])
+        for fold in STUDY.folds
+        if row.role == "train"
+    ]
+
+
+def points_summary(wildcards):
+    """Return the summary of the analysis of points, if the study asks for it."""
+    return f"results/{wildcards.run}/report/points.csv" if CFG.points else []
+
+
 def overlay_entries(wildcards):
-    """Return where the pictures of each dataset, method and fold lie."""
+    """Return where the pictures of each dataset, method and part lie."""
     entries = []
-    for dataset in CFG.datasets:
-        base = f"results/{wildcards.run}/{dataset}"
-        for method in STUDY.methods.values():
-            for fold in STUDY.folds:
-                prompts = (
-                    f"{base}/prompts/{method.coarse}/{method.prompt}/fold{fold}.json"
-                )
-                entries.append(
-                    {
-                        "dataset": dataset,
-                        "method": method.name,
-                        "fold": fold,
-                        "images": f"{base}/prepared/images",
-                        "truth": f"{base}/prepared/masks",
-                        "coarse": f"{base}/masks/{STUDY.reference}/fold{fold}",
-                        "masks": f"{base}/masks/{method.name}/fold{fold}",
-                        "prompts": prompts if method.prompt else None,
-                        "oracle": method.oracle,
-                    }
-                )
+    for one in [one for dataset in CFG.datasets for one in STUDY.pictured(dataset)]:
+        base = f"results/{wildcards.run}/{one.dataset}"
+        method, part = one.method, one.part
+        prompts = f"{base}/prompts/{method.coarse}{method.at}/{method.prompt}/{part.name}.json"
+        entries.append(
+            {
+                "dataset": one.dataset,
+                "method": method.name,
+                "evaluation": part.evaluation,
+                "member": part.member,
+                "fold": part.fold,
+                "images": f"{base}/prepared/images",
+                "truth": f"{base}/prepared/masks",
+                "coarse": f"{base}/masks/{STUDY.reference}{method.at}/{part.name}",
+                "masks": f"{base}/masks/{method.name}/{part.name}",
+                "prompts": prompts if method.prompt else None,
+                "oracle": method.oracle,
+            }
+        )
     return entries
 
 
@@ -205,20 +346,34 @@ def overlay_inputs(wildcards):
 
 def model_files(name):
     """Return a function that lists one file of every trained model."""
-    pattern = f"results/{{run}}/{{dataset}}/models/{{coarse}}/fold{{fold}}/{name}"
-    return lambda wildcards: run_files(pattern, COARSE)
+    return lambda wildcards: [
+        f"results/{wildcards.run}/{trainset}/models/{coarse}/fold{fold}/{name}"
+        for trainset in STUDY.trainsets
+        for coarse in COARSE
+        for fold in STUDY.folds
+    ]
 
 
 def history_entries(wildcards):
     """Return the training curves with what they belong to."""
     return [
         {
-            "dataset": dataset,
+            "dataset": trainset,
             "model": coarse,
             "fold": fold,
-            "path": f"results/{wildcards.run}/{dataset}/models/{coarse}/fold{fold}/history.csv",
+            "path": f"results/{wildcards.run}/{trainset}/models/{coarse}/fold{fold}/history.csv",
         }
-        for dataset in CFG.datasets
+        for trainset in STUDY.trainsets
         for coarse in COARSE
         for fold in STUDY.folds
     ]
+
+
+def curation_input(wildcards):
+    """Return a dataset's curation file, if it has one."""
+    return CFG.datasets[wildcards.dataset].curation or []
+
+
+def each_dataset(pattern):
+    """Return one path for each dataset of the study; {run} stays a wildcard."""
+    return expand(pattern, dataset=list(CFG.datasets), allow_missing=True)

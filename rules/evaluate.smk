@@ -1,28 +1,61 @@
 rule score_masks:
     input:
-        masks="results/{run}/{dataset}/masks/{method}/fold{fold}",
+        masks="results/{run}/{dataset}/masks/{method}/{part}",
         truth="results/{run}/{dataset}/prepared/masks",
         cases="results/{run}/{dataset}/prepared/cases.csv",
-        splits="results/{run}/{dataset}/splits.csv",
+        splits=part_table,
     output:
-        scores="results/{run}/{dataset}/scores/{method}/fold{fold}.csv",
+        scores="results/{run}/{dataset}/scores/{method}/{part}.csv",
     log:
-        "results/{run}/logs/score_masks/{dataset}/{method}/fold{fold}.log",
+        "results/{run}/logs/score_masks/{dataset}/{method}/{part}.log",
     benchmark:
-        "results/{run}/benchmarks/score_masks/{dataset}/{method}/fold{fold}.tsv"
+        "results/{run}/benchmarks/score_masks/{dataset}/{method}/{part}.tsv"
     params:
-        prompt_source=lambda wildcards: STUDY.methods[wildcards.method].source,
-        oracle=lambda wildcards: STUDY.methods[wildcards.method].oracle,
-        selection=STUDY.selection,
+        labels=lambda wildcards: STUDY.scored_on(shelved(wildcards)),
     message:
-        "Score {wildcards.method} on {wildcards.dataset}, fold {wildcards.fold}"
+        "Score {wildcards.method} on {wildcards.dataset}, {wildcards.part}"
     script:
         "../workflow/scripts/score_masks.py"
+
+
+rule measure_calibration:
+    input:
+        truth="results/{run}/{dataset}/prepared/masks",
+        predictions=calibration_inputs,
+    output:
+        calibration="results/{run}/{dataset}/calibration/{coarse}{at}.csv",
+    log:
+        "results/{run}/logs/measure_calibration/{dataset}/{coarse}{at}.log",
+    benchmark:
+        "results/{run}/benchmarks/measure_calibration/{dataset}/{coarse}{at}.tsv"
+    params:
+        parts=calibrated_parts,
+        trained_on=trainset_of,
+    message:
+        "Compare the probabilities of {wildcards.coarse}{wildcards.at} with {wildcards.dataset}"
+    script:
+        "../workflow/scripts/measure_calibration.py"
+
+
+rule collect_calibration:
+    input:
+        tables=calibration_tables,
+    output:
+        calibration="results/{run}/report/calibration.csv",
+    log:
+        "results/{run}/logs/collect_calibration/all.log",
+    benchmark:
+        "results/{run}/benchmarks/collect_calibration/all.tsv"
+    message:
+        "Collect the calibration of every coarse model"
+    script:
+        "../workflow/scripts/collect_calibration.py"
 
 
 rule summarise_scores:
     input:
         tables=score_tables,
+        overlaps="results/{run}/overlaps.csv",
     output:
         scores="results/{run}/report/scores.csv",
         summary=report(
@@ -64,3 +97,23 @@ rule compare_methods:
         "Compare every method with {params.reference}, case by case"
     script:
         "../workflow/scripts/compare_methods.py"
+
+
+rule measure_gap:
+    input:
+        scores="results/{run}/report/scores.csv",
+    output:
+        oracle_gap="results/{run}/report/oracle_gap.csv",
+    log:
+        "results/{run}/logs/measure_gap/all.log",
+    benchmark:
+        "results/{run}/benchmarks/measure_gap/all.tsv"
+    params:
+        pairs=STUDY.oracle_pairs,
+        reference=STUDY.reference,
+        bootstrap=CFG.report.bootstrap,
+        seed=CFG.report.seed,
+    message:
+        "How much of the way to a perfect prompt each refiner has gone"
+    script:
+        "../workflow/scripts/measure_gap.py"

@@ -17,6 +17,7 @@ rule write_phantom:
 rule check_dataset:
     input:
         raw=raw_input,
+        curation=curation_input,
     output:
         report="results/{run}/{dataset}/check/report.json",
     log:
@@ -29,6 +30,8 @@ rule check_dataset:
         root=raw_root,
         listing=raw_listing,
         include_empty=lambda wildcards: CFG.datasets[wildcards.dataset].include_empty,
+        options=lambda wildcards: CFG.datasets[wildcards.dataset].options,
+        curation=lambda wildcards: CFG.datasets[wildcards.dataset].curation,
     message:
         "Look for problems in {params.root}"
     script:
@@ -38,6 +41,7 @@ rule check_dataset:
 rule prepare_dataset:
     input:
         raw=raw_input,
+        curation=curation_input,
         report="results/{run}/{dataset}/check/report.json",
     output:
         cases="results/{run}/{dataset}/prepared/cases.csv",
@@ -56,10 +60,36 @@ rule prepare_dataset:
         root=raw_root,
         listing=raw_listing,
         include_empty=lambda wildcards: CFG.datasets[wildcards.dataset].include_empty,
+        options=lambda wildcards: CFG.datasets[wildcards.dataset].options,
+        curation=lambda wildcards: CFG.datasets[wildcards.dataset].curation,
     message:
         "Bring {wildcards.dataset} into one shape"
     script:
         "../workflow/scripts/prepare_dataset.py"
+
+
+rule find_overlaps:
+    input:
+        cases=each_dataset("results/{run}/{dataset}/prepared/cases.csv"),
+    output:
+        overlaps="results/{run}/overlaps.csv",
+        unseen=each_dataset("results/{run}/{dataset}/unseen.csv"),
+    log:
+        "results/{run}/logs/find_overlaps/all.log",
+    benchmark:
+        "results/{run}/benchmarks/find_overlaps/all.tsv"
+    priority: 15
+    params:
+        datasets=list(CFG.datasets),
+        acknowledged={
+            name: row.shares_images_with for name, row in CFG.datasets.items()
+        },
+        trained=[name for name, row in CFG.datasets.items() if row.role == "train"],
+        tested=STUDY.tested_unseen,
+    message:
+        "Look for images that datasets share"
+    script:
+        "../workflow/scripts/find_overlaps.py"
 
 
 rule split_folds:
@@ -76,7 +106,32 @@ rule split_folds:
     params:
         splits=CFG.splits.recipe(),
         folds_from=lambda wildcards: CFG.datasets[wildcards.dataset].folds,
+        official_test=lambda wildcards: STUDY.official_test(wildcards.dataset),
     message:
         "Decide who is in which fold of {wildcards.dataset}"
     script:
         "../workflow/scripts/split_folds.py"
+
+
+rule join_splits:
+    input:
+        splits=lambda wildcards: expand(
+            "results/{run}/{dataset}/splits.csv",
+            run=wildcards.run,
+            dataset=STUDY.trainsets[wildcards.trainset],
+        ),
+        overlaps="results/{run}/overlaps.csv",
+    output:
+        splits="results/{run}/{trainset}/splits.csv",
+    log:
+        "results/{run}/logs/join_splits/{trainset}.log",
+    benchmark:
+        "results/{run}/benchmarks/join_splits/{trainset}.tsv"
+    wildcard_constraints:
+        trainset=any_of(CFG.trainsets),
+    params:
+        members=lambda wildcards: STUDY.trainsets[wildcards.trainset],
+    message:
+        "Join the folds of {params.members} as {wildcards.trainset}"
+    script:
+        "../workflow/scripts/join_splits.py"

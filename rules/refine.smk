@@ -1,34 +1,34 @@
 rule make_prompts:
     input:
         masks=prompt_masks,
-        splits="results/{run}/{dataset}/splits.csv",
+        splits=part_table,
     output:
-        prompts="results/{run}/{dataset}/prompts/{coarse}/{prompt}/fold{fold}.json",
+        prompts="results/{run}/{dataset}/prompts/{coarse}{at}/{prompt}/{part}.json",
     log:
-        "results/{run}/logs/make_prompts/{dataset}/{coarse}/{prompt}/fold{fold}.log",
+        "results/{run}/logs/make_prompts/{dataset}/{coarse}{at}/{prompt}/{part}.log",
     benchmark:
-        "results/{run}/benchmarks/make_prompts/{dataset}/{coarse}/{prompt}/fold{fold}.tsv"
+        "results/{run}/benchmarks/make_prompts/{dataset}/{coarse}{at}/{prompt}/{part}.tsv"
     params:
         prompt=lambda wildcards: CFG.prompts[wildcards.prompt].model_dump(),
     message:
-        "Turn masks into {wildcards.prompt} prompts: {wildcards.dataset}, fold {wildcards.fold}"
+        "Turn masks into {wildcards.prompt} prompts: {wildcards.dataset}, {wildcards.part}"
     script:
         "../workflow/scripts/make_prompts.py"
 
 
 rule embed_images:
     input:
-        splits="results/{run}/{dataset}/splits.csv",
+        splits=part_table,
         images="results/{run}/{dataset}/prepared/images",
         masks=view_masks,
         weights=embedder_weights,
         full=full_index,
     output:
-        index="results/{run}/{dataset}/embeddings/{weights}/{view}/fold{fold}.csv",
+        index="results/{run}/{dataset}/embeddings/{weights}/{view}{at}/{part}.csv",
     log:
-        "results/{run}/logs/embed_images/{dataset}/{weights}/{view}/fold{fold}.log",
+        "results/{run}/logs/embed_images/{dataset}/{weights}/{view}{at}/{part}.log",
     benchmark:
-        "results/{run}/benchmarks/embed_images/{dataset}/{weights}/{view}/fold{fold}.tsv"
+        "results/{run}/benchmarks/embed_images/{dataset}/{weights}/{view}{at}/{part}.tsv"
     threads: 4
     resources:
         gpu=GPU,
@@ -45,25 +45,25 @@ rule embed_images:
         window=view_window,
         device=CFG.device,
     message:
-        "Encode {wildcards.dataset}, fold {wildcards.fold} once with {wildcards.weights}: {wildcards.view}"
+        "Encode {wildcards.dataset}, {wildcards.part} once with {wildcards.weights}: {wildcards.view}"
     script:
         "../workflow/scripts/embed_images.py"
 
 
 rule refine_masks:
     input:
-        prompts=f"results/{{run}}/{{dataset}}/prompts/{STUDY.reference}/{{prompt}}/fold{{fold}}.json",
+        prompts=f"results/{{run}}/{{dataset}}/prompts/{STUDY.reference}{{at}}/{{prompt}}/{{part}}.json",
         images="results/{run}/{dataset}/prepared/images",
         soft_masks=soft_masks,
         embeddings=embeddings_index,
         weights=refiner_weights,
     output:
-        masks=directory("results/{run}/{dataset}/masks/{refiner}-{prompt}/fold{fold}"),
-        table="results/{run}/{dataset}/masks/{refiner}-{prompt}/fold{fold}.csv",
+        masks=directory("results/{run}/{dataset}/masks/{refiner}-{prompt}{at}/{part}"),
+        table="results/{run}/{dataset}/masks/{refiner}-{prompt}{at}/{part}.csv",
     log:
-        "results/{run}/logs/refine_masks/{dataset}/{refiner}-{prompt}/fold{fold}.log",
+        "results/{run}/logs/refine_masks/{dataset}/{refiner}-{prompt}{at}/{part}.log",
     benchmark:
-        "results/{run}/benchmarks/refine_masks/{dataset}/{refiner}-{prompt}/fold{fold}.tsv"
+        "results/{run}/benchmarks/refine_masks/{dataset}/{refiner}-{prompt}{at}/{part}.tsv"
     threads: lambda wildcards: 4 if STUDY.embeddings_of(wildcards.refiner) else 1
     resources:
         gpu=lambda wildcards: GPU if STUDY.embeddings_of(wildcards.refiner) else 0,
@@ -76,6 +76,6 @@ rule refine_masks:
         options=lambda wildcards: STUDY.refiner_options(wildcards.refiner),
         device=CFG.device,
     message:
-        "Refine {wildcards.dataset}, fold {wildcards.fold} by {wildcards.refiner}-{wildcards.prompt}"
+        "Refine {wildcards.dataset}, {wildcards.part} by {wildcards.refiner}-{wildcards.prompt}{wildcards.at}"
     script:
         "../workflow/scripts/refine_masks.py"

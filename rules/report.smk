@@ -1,6 +1,11 @@
 rule plot_scores:
     input:
         scores="results/{run}/report/scores.csv",
+        summary="results/{run}/report/summary.csv",
+        calibration="results/{run}/report/calibration.csv",
+        overlaps="results/{run}/overlaps.csv",
+        points=points_summary,
+        point_tables=point_tables,
         histories=model_files("history.csv"),
     output:
         figures=directory("results/{run}/report/figures"),
@@ -12,7 +17,7 @@ rule plot_scores:
         histories=history_entries,
         reference=STUDY.reference,
     message:
-        "Draw box plots, scatters and training curves"
+        "Draw box plots, scatters, the cross-dataset matrix and training curves"
     script:
         "../workflow/scripts/plot_scores.py"
 
@@ -31,10 +36,34 @@ rule draw_overlays:
         entries=overlay_entries,
         reference=STUDY.reference,
         gallery=CFG.report.gallery,
+        failures=CFG.report.failures,
     message:
         "Draw the best, median and worst cases"
     script:
         "../workflow/scripts/draw_overlays.py"
+
+
+rule write_tables:
+    input:
+        scores="results/{run}/report/scores.csv",
+        summary="results/{run}/report/summary.csv",
+        comparisons="results/{run}/report/comparisons.csv",
+        oracle_gap="results/{run}/report/oracle_gap.csv",
+        calibration="results/{run}/report/calibration.csv",
+        overlaps="results/{run}/overlaps.csv",
+        points=points_summary,
+    output:
+        tables=directory("results/{run}/report/tables"),
+    log:
+        "results/{run}/logs/write_tables/all.log",
+    benchmark:
+        "results/{run}/benchmarks/write_tables/all.tsv"
+    params:
+        reference=STUDY.reference,
+    message:
+        "Write every table of the report as CSV and LaTeX"
+    script:
+        "../workflow/scripts/write_tables.py"
 
 
 rule write_report:
@@ -42,12 +71,18 @@ rule write_report:
         scores="results/{run}/report/scores.csv",
         summary="results/{run}/report/summary.csv",
         comparisons="results/{run}/report/comparisons.csv",
+        calibration="results/{run}/report/calibration.csv",
+        oracle_gap="results/{run}/report/oracle_gap.csv",
+        points=points_summary,
+        overlaps="results/{run}/overlaps.csv",
         figures="results/{run}/report/figures",
         overlays="results/{run}/report/overlays",
+        tables="results/{run}/report/tables",
         checks=expand(
             "results/{{run}}/{dataset}/check/report.json", dataset=list(CFG.datasets)
         ),
         cards=model_files("card.json"),
+        thresholds=model_files("threshold.json"),
         weights=study_weights,
     output:
         page=report(

@@ -41,12 +41,12 @@ def write_splits(path, roles, protocol="nested", fold=0):
     write_rows(path, ["case", "group", "fold", "role"], rows)
 
 
-def make_study(folder, protocol="nested"):
+def make_study(folder, protocol="nested", dataset="toy"):
     """Write prepared cases and splits; return (prepared, splits, roles)."""
     folder = Path(folder)
     roles, number = {}, 0
     for role, count in ROLES.items():
-        roles[role] = [f"toy__{number + i}" for i in range(count)]
+        roles[role] = [f"{dataset}__{number + i}" for i in range(count)]
         number += count
     for seed, case in enumerate(case for cases in roles.values() for case in cases):
         write_case(folder / "prepared", case, seed)
@@ -79,18 +79,18 @@ def outputs(folder):
     }
 
 
-def train(config, study, folder, protocol="nested"):
+def train(config, study, folder, protocol="nested", name="tiny", fold=0):
     """Train on the CPU into a folder; return it."""
     from ultrarefiner.training.coarse import train_coarse
 
     prepared, splits = study[:2]
     train_coarse(
         config,
-        name="tiny",
-        dataset="toy",
+        name=name,
+        trainset="toy",
         prepared=prepared,
         splits=splits,
-        fold=0,
+        fold=fold,
         protocol=protocol,
         device="cpu",
         **outputs(folder),

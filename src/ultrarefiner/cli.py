@@ -71,15 +71,24 @@ def _start(
 
 @app.command()
 def doctor(
-    name: Annotated[str, typer.Argument(help="Dataset layout: busi, busbra, stu.")],
+    name: Annotated[str, typer.Argument(help="Dataset layout; `ultrarefiner info` lists them.")],
     root: Annotated[Path, typer.Argument(help="Folder of the dataset as downloaded.")],
     include_empty: Annotated[bool, typer.Option(help="Images without a lesion count too.")] = False,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="A key of the layout's own, `images=scans`; may be repeated."),
+    ] = None,
+    curation: Annotated[
+        Path | None, typer.Option(help="File that leaves cases out or corrects their class.")
+    ] = None,
 ) -> None:
     """Find what is wrong with a dataset folder, and say what to do. Changes nothing."""
     from ultrarefiner.datasets.doctor import examine_dataset
 
     with _stopping():
-        found = examine_dataset(name, root, include_empty=include_empty)
+        found = examine_dataset(
+            name, root, include_empty, options=_options(option or []), curation=curation
+        )
     for key, value in found.facts.items():
         console.print(f"{key.replace('_', ' ')}: {_plain(value)}")
     for line in found.warnings:
@@ -91,11 +100,29 @@ def doctor(
         raise typer.Exit(1)
 
 
+def _options(given: list[str]) -> dict[str, Any]:
+    """Return `key=value` pairs with their values read as in a YAML file."""
+    import yaml
+
+    options = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UltraRefinerError(f"--option {text}: write it as key=value")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UltraRefinerError(f"--option {text}: the value is no YAML ({error})") from None
+    return options
+
+
 def _plain(value: Any) -> str:
     """Return a fact in words: "benign 33, malignant 16"."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "none"
-    if isinstance(value, list) and [type(item) for item in value] == [int, int]:
+    if value is None:
+        return "unknown"
+    if isinstance(value, list) and [type(item) for item in value] in ([int] * 2, [float] * 2):
         return f"{value[0]} to {value[1]}"
     if isinstance(value, list):
         return "; ".join(" = ".join(x) if isinstance(x, list) else str(x) for x in value) or "none"
@@ -105,7 +132,9 @@ def _plain(value: Any) -> str:
 @app.command()
 def phantom(
     output: Annotated[Path, typer.Argument(help="Folder to make; must not exist.")],
-    layout: Annotated[str, typer.Option(help="Layout to imitate: busi, busbra, stu.")] = "busi",
+    layout: Annotated[
+        str, typer.Option(help="Layout to imitate: busi, busbra, bus_uclm, ...")
+    ] = "busi",
     count: Annotated[int, typer.Option("-n", help="Images with a lesion.")] = 48,
     size: Annotated[int, typer.Option(help="Typical image height in pixels.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,

@@ -22,7 +22,7 @@ ROOMS = [
     {"training"},
     {"evaluation"},
     {"report"},
-    {"study", "study_checks", "jobs", "cli", "schema"},
+    {"study", "jobs", "cli", "schema"},
 ]
 # These start many short jobs: torch would cost each of them seconds.
 TORCH_FREE = ("datasets", "prompts", "evaluation", "report", "study", "jobs", "config", "io")

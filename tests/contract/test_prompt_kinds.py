@@ -118,7 +118,7 @@ def written(config, mask, folder):
         ["case", "fold", "role"],
         [{"case": "a__x", "fold": 0, "role": "test"}],
     )
-    make_prompts(config, "mine", folder / "splits.csv", 0, folder, folder / "fold0.json")
+    make_prompts(config, "mine", folder / "splits.csv", "fold0", folder, folder / "fold0.json")
     return load_prompts(folder / "fold0.json")
 
 
@@ -198,7 +198,9 @@ def test_a_kind_goes_through_the_prompts_file_unchanged(kind, on_empty, tmp_path
     rows = [{"case": case, "fold": 0, "role": "test"} for case in ("a__x", "a__none")]
     write_rows(tmp_path / "splits.csv", ["case", "fold", "role"], rows)
     config = PromptConfig(kind=kind, on_empty=on_empty)
-    make_prompts(config, "mine", tmp_path / "splits.csv", 0, tmp_path, tmp_path / "fold0.json")
+    make_prompts(
+        config, "mine", tmp_path / "splits.csv", "fold0", tmp_path, tmp_path / "fold0.json"
+    )
     file = load_prompts(tmp_path / "fold0.json")
     wanted, read = listed(prompt_from_mask(lesion, kind)), listed(file.prompts("a__x", lesion))
     assert [prompt.parts for prompt in read] == [prompt.parts for prompt in wanted]

@@ -41,6 +41,27 @@ def test_the_doctor_refuses_wrong_names_and_folders(tmp_path, name, says):
     assert says in output
 
 
+def test_the_doctor_takes_the_layouts_options_and_a_curation_file(tmp_path, busi):
+    write_phantom("pairs", tmp_path / "p", cases=4, size=64, seed=0, odd_cases=False)
+    (tmp_path / "p" / "images").rename(tmp_path / "p" / "scans")
+    assert run("doctor", "pairs", tmp_path / "p")[0] == 1
+    status, output = run("doctor", "pairs", tmp_path / "p", "--option", "images=scans")
+    assert status == 0, output
+    assert "images 4" in output
+    status, output = run("doctor", "pairs", tmp_path / "p", "--option", "images")
+    assert status == 1
+    assert "key=value" in output
+    curation = tmp_path / "curation.yaml"
+    curation.write_text("exclude: [{case: benign (1), reason: twice}]")
+    status, output = run("doctor", "busi", busi, "--curation", curation)
+    assert status == 0
+    assert "excluded busi__benign_1 twice" in output
+    curation.write_text("exclude: [{case: benign (100), reason: twice}]")
+    status, output = run("doctor", "busi", busi, "--curation", curation)
+    assert status == 1
+    assert "no case 'benign (100)'" in output
+
+
 def test_phantoms_are_drawn_and_nothing_is_overwritten(tmp_path):
     status, _ = run("phantom", tmp_path / "new", "--layout", "stu", "-n", "4")
     assert status == 0

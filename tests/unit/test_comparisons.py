@@ -3,12 +3,20 @@
 import numpy as np
 import pytest
 from scipy import stats
-from score_tables import column, compare, make_tables, pick, summarise
+from score_tables import (
+    column,
+    compare,
+    edit,
+    make_held_back,
+    make_tables,
+    pick,
+    summarise,
+)
 
 from ultrarefiner.errors import UltraRefinerError
+from ultrarefiner.evaluation.comparisons import COMPARISON_COLUMNS
 from ultrarefiner.evaluation.scores import SCORE_COLUMNS
 from ultrarefiner.evaluation.statistics import holm
-from ultrarefiner.evaluation.summary import COMPARISON_COLUMNS
 from ultrarefiner.io import read_rows, write_rows
 
 
@@ -96,8 +104,7 @@ def test_oracle_methods_are_a_family_of_their_own(tmp_path):
         assert row["holm_p"] == row["wilcoxon_p"]
     plain_tables = make_tables(tmp_path)
     for table in plain_tables:
-        rows = [row | {"oracle": "false"} for row in read_rows(table)]
-        write_rows(table, SCORE_COLUMNS, rows)
+        edit(table, lambda row: {"oracle": "false"})
     summarise(tmp_path, plain_tables)
     rows = compare(tmp_path, reference="grabcut-mask")
     for metric in ("dice", "iou", "hd95_px"):
@@ -105,6 +112,113 @@ def test_oracle_methods_are_a_family_of_their_own(tmp_path):
         adjusted = holm([float(row["wilcoxon_p"]) for row in family])
         assert [float(row["holm_p"]) for row in family] == pytest.approx(list(adjusted))
         assert any(row["holm_p"] != row["wilcoxon_p"] for row in family)
+
+
+def holm_by_hand(rows, name):
+    """Return the corrected p of each row: times how many are left, never below the one before."""
+    ranked = sorted(rows, key=lambda row: float(row[name]))
+    found, least = {}, 0.0
+    for rank, row in enumerate(ranked):
+        least = max(least, min(1.0, (len(ranked) - rank) * float(row[name])))
+        found[row["dataset"], row["evaluation"], row["method"], row["reference"]] = least
+    return found
+
+
+def test_family_of_a_metric_is_the_whole_study(tmp_path):
+    tables = make_tables(tmp_path, "first", cases=14) + make_tables(tmp_path, "second", cases=16)
+    tables += make_tables(
+        tmp_path, "first", cases=14, methods=("transunet@all", "grabcut-mask@all")
+    )
+    tables += make_held_back(tmp_path, dataset="second", cases=range(20, 34))
+    summarise(tmp_path, tables)
+    rows = compare(tmp_path)
+    for metric in ("dice", "iou", "hd95_px"):
+        claims = [row for row in rows if (row["metric"], row["oracle"]) == (metric, "false")]
+        assert len(claims) == 5
+        for raw, corrected in (("wilcoxon_p", "holm_p"), ("group_wilcoxon_p", "group_holm_p")):
+            expected = holm_by_hand(claims, raw)
+            for row in claims:
+                key = row["dataset"], row["evaluation"], row["method"], row["reference"]
+                assert float(row[corrected]) == pytest.approx(expected[key])
+            oracles = [row for row in rows if (row["metric"], row["oracle"]) == (metric, "true")]
+            bounds = holm_by_hand(oracles, raw)
+            assert {float(row[corrected]) for row in oracles} == set(bounds.values())
+
+
+def test_reference_is_of_the_same_training_set(tmp_path):
+    tables = make_tables(tmp_path, "own") + make_held_back(tmp_path, dataset="own")
+    union = ("transunet@all", "grabcut-mask@all", "grabcut-oracle_box@all")
+    tables += make_tables(tmp_path, "own", methods=union)
+    cross = ("transunet@zoo", "grabcut-mask@zoo", "transunet@all", "grabcut-mask@all")
+    tables += make_held_back(tmp_path, "unseen", "third", methods=cross)
+    summarise(tmp_path, tables)
+    rows = [row for row in compare(tmp_path) if row["metric"] == "dice"]
+    found = {(row["dataset"], row["evaluation"], row["method"], row["reference"]) for row in rows}
+    assert found == {
+        ("own", "folds", "grabcut-mask", "transunet"),
+        ("own", "folds", "grabcut-oracle_box", "transunet"),
+        ("own", "folds", "transunet@all", "transunet"),
+        ("own", "folds", "grabcut-mask@all", "transunet@all"),
+        ("own", "folds", "grabcut-oracle_box@all", "transunet@all"),
+        ("own", "holdout", "grabcut-mask", "transunet"),
+        ("own", "holdout", "grabcut-oracle_box", "transunet"),
+        ("third", "unseen", "grabcut-mask@all", "transunet@all"),
+        ("third", "unseen", "transunet@zoo", "transunet@all"),
+        ("third", "unseen", "grabcut-mask@zoo", "transunet@zoo"),
+    }
+    assert len(found) == len(rows)
+    held = pick(rows, evaluation="holdout", method="grabcut-mask")
+    scores = [row for row in read_rows(tmp_path / "scores.csv") if row["member"] == "mean"]
+    means = [
+        column(scores, "dice", dataset="own", method=name).mean()
+        for name in ("grabcut-mask", "transunet")
+    ]
+    assert float(held["mean_method"]) == pytest.approx(means[0])
+    assert float(held["mean_reference"]) == pytest.approx(means[1])
+    assert (held["member"], held["trained_on"], held["seen"]) == ("mean", "own", "yes")
+    other = pick(rows, method="grabcut-mask@all", evaluation="folds")
+    assert (other["member"], other["trained_on"]) == ("single", "all")
+
+
+def test_method_without_its_reference_is_refused(tmp_path):
+    tables = make_tables(tmp_path) + make_tables(tmp_path, methods=["grabcut-mask@all"])
+    summarise(tmp_path, tables)
+    with pytest.raises(UltraRefinerError, match="grabcut-mask@all has no reference transunet@all"):
+        compare(tmp_path)
+
+
+def test_models_of_several_folds_without_an_ensemble_are_not_compared(tmp_path):
+    several = make_held_back(tmp_path, members=("fold0", "fold1", "vote"))
+    summarise(tmp_path, several)
+    assert compare(tmp_path) == []
+    summarise(tmp_path, several[::3])
+    assert {row["member"] for row in compare(tmp_path)} == {"single"}
+
+
+def test_only_images_with_a_lesion_are_compared(tmp_path):
+    scores, _ = summarise(tmp_path, make_tables(tmp_path, empty=(4, 7)))
+    row = pick(compare(tmp_path), method="grabcut-mask", metric="dice")
+    lesions = [row for row in scores if row["empty_truth"] == "false"]
+    assert row["n"] == "10"
+    assert float(row["mean_reference"]) == column(lesions, "dice", method="transunet").mean()
+    assert sum(int(row[name]) for name in ("better", "worse", "equal")) == 10
+    summarise(tmp_path, make_tables(tmp_path, empty=range(12)))
+    assert compare(tmp_path) == []
+
+
+def test_effect_sizes_by_hand(tmp_path):
+    tables = make_tables(tmp_path, cases=6, folds=1, methods=("transunet", "grabcut-mask"))
+    # Groups of two: their mean differences are 0.15, 0.25 and -0.05.
+    gains = [0.1, 0.2, 0.3, 0.2, -0.05, -0.05]
+    edit(tables[0], lambda row: {"dice": "0.5"})
+    edit(tables[1], lambda row: {"dice": repr(0.5 + gains[int(row["case"][-1])])})
+    summarise(tmp_path, tables)
+    row = pick(compare(tmp_path), metric="dice")
+    mean = 0.35 / 3
+    spread = sum((gain - mean) ** 2 for gain in (0.15, 0.25, -0.05)) / 2
+    assert float(row["cohens_dz"]) == pytest.approx(mean / spread**0.5)
+    # Ranks of the sizes, rounding apart: 1.5 twice negative; 3, 4.5 twice, 6 positive; 21 in all.
+    assert float(row["rank_biserial"]) == pytest.approx((18 - 3) / 21)
 
 
 def test_too_few_cases_leave_cells_empty(tmp_path):

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from ultrarefiner.datasets.doctor import check_dataset, examine_dataset
+from ultrarefiner.datasets.layouts import DATASETS
 from ultrarefiner.datasets.phantom import write_phantom
-from ultrarefiner.errors import DatasetError
+from ultrarefiner.errors import ConfigError, DatasetError
 
 
 def texture(seed, shape=(48, 64)):
@@ -53,8 +54,10 @@ def test_a_sound_folder_has_no_errors_and_only_the_count_to_warn_of(root):
     assert found.errors == []
     (line,) = found.warnings
     assert "780 images expected, 7 found" in line and "437 benign expected, 3 found" in line
+    assert "647 images with a lesion expected, 6 found" in line
     assert found.facts["counts"] == {
         "images": 7,
+        "lesions": 6,
         "benign": 3,
         "malignant": 3,
         "normal": 1,
@@ -207,9 +210,76 @@ def test_the_report_and_the_error_list_all_errors_and_warnings_are_logged(root, 
     assert all(line in str(error.value) for line in again["errors"])
 
 
+def test_burned_in_marks_and_borders_are_facts_with_one_line_each(root):
+    clean = examine_dataset("busi", root)
+    assert clean.facts["overlays"] == {"none": 7} and clean.facts["borders"] == 0
+    marked = cv2.resize(texture(30) // 2, (320, 240))
+    cv2.drawMarker(marked, (150, 120), 255, cv2.MARKER_CROSS, 15, 1)
+    bordered = cv2.resize(texture(31) // 2 + 40, (320, 240))
+    bordered[:, :32] = 0
+    mask = lesion(shape=(240, 320))
+    write(root / "benign", "benign (8)", marked, mask)
+    write(root / "benign", "benign (9)", bordered, mask)
+    found = examine_dataset("busi", root)
+    assert found.facts["overlays"] == {"none": 8, "calipers": 1}
+    assert found.facts["borders"] == 1 and found.facts["largest_border"] == 0.1
+    one(found.warnings, "1 images have calipers or text", "benign (8).png (calipers)")
+    one(found.warnings, "1 images have black borders", "benign (9).png")
+
+
+def test_known_and_unknown_spacing_are_counted(tmp_path, root):
+    assert examine_dataset("busi", root).facts["spacing"] == {"known": 0, "unknown": 7}
+    assert examine_dataset("busi", root).facts["spacing_mm"] is None
+    write_phantom("manifest", tmp_path / "m", cases=8, size=64, seed=0, odd_cases=True)
+    facts = examine_dataset("manifest", tmp_path / "m").facts
+    known, unknown = facts["spacing"]["known"], facts["spacing"]["unknown"]
+    assert known > 0 and known + unknown == facts["counts"]["images"]
+    assert 0 < facts["spacing_mm"][0] <= facts["spacing_mm"][1] < 1
+    lines = examine_dataset("manifest", tmp_path / "m").warnings
+    assert bool(unknown) == any("do not tell the size of their pixels" in line for line in lines)
+
+
+def test_the_official_division_and_options_come_through(tmp_path):
+    write_phantom("abus", tmp_path / "a", cases=6, size=64, seed=0, odd_cases=False)
+    facts = examine_dataset("abus", tmp_path / "a").facts
+    assert set(facts["official_splits"]) == {"train", "validation", "test"}
+    more = examine_dataset("abus", tmp_path / "a", options={"neighbors": 1}).facts
+    assert more["counts"]["images"] > facts["counts"]["images"]
+    with pytest.raises(ConfigError, match="takes no options"):
+        examine_dataset("stu", tmp_path / "a", options={"neighbors": 1})
+
+
+@pytest.mark.parametrize(
+    ("layout", "published"),
+    [
+        ("busi", {"images": 780, "lesions": 647}),
+        ("busbra", {"images": 1875, "patients": 1064}),
+        ("bus", {"images": 163}),
+        ("udiat", {"images": 163}),
+        ("bus_uclm", {"images": 683, "lesions": 264}),
+    ],
+)
+def test_published_numbers_are_checked(tmp_path, layout, published):
+    assert published.items() <= DATASETS[layout].counts.items()
+    write_phantom(layout, tmp_path / "d", cases=5, size=64, seed=0, odd_cases=False)
+    line = one(examine_dataset(layout, tmp_path / "d").warnings, "expected")
+    assert f"{published['images']} images expected" in line
+
+
+def test_a_layout_of_own_files_has_no_numbers_to_keep_to(tmp_path):
+    write_phantom("pairs", tmp_path / "p", cases=5, size=64, seed=0, odd_cases=False)
+    found = examine_dataset("pairs", tmp_path / "p")
+    assert not [line for line in found.warnings if "expected" in line]
+    assert found.facts["published_counts"] == {}
+
+
 def test_real_stu_has_no_errors(stu_root):
     found = examine_dataset("stu", stu_root)
     assert found.errors == []
-    assert found.facts["masks_resized"] == 36 and found.facts["counts"]["images"] == 42
-    (line,) = found.warnings
-    assert "36 masks have another size" in line
+    assert found.facts["masks_resized"] == 36
+    assert found.facts["counts"] == {"images": 42, "lesions": 42}
+    assert found.facts["overlays"] == {"none": 42}
+    one(found.warnings, "36 masks have another size")
+    # Its scan ends in pure black over the whole width.
+    one(found.warnings, "black borders: Test_Image_25.png")
+    assert len(found.warnings) == 2

@@ -9,8 +9,10 @@ import pytest
 from ultrarefiner.datasets.duplicates import (
     NO_STRUCTURE,
     cluster_duplicates,
+    count_look_alikes,
     perceptual_hash,
     pixel_sha256,
+    similar_pairs,
 )
 from ultrarefiner.datasets.phantom import draw_phantom
 
@@ -133,6 +135,42 @@ def test_clusters_across_blocks_of_a_large_set():
     clusters = cluster_duplicates(ids, ids, hashes)
     assert clusters["case_2500"] == "case_0003"
     assert len(set(clusters.values())) == len(ids) - 1
+
+
+def test_pairs_are_direct_and_tell_equal_from_alike():
+    base = int("0123456789abcdef", 16)
+    hashes = [base, base ^ 0b1111, base ^ 0b11111111, base, 0, 0, 0]
+    pixels = ["a", "b", "c", "a", "blank", "blank", "flat"]
+    assert similar_pairs(pixels, hashes) == [
+        (0, 1, False),
+        (0, 3, True),
+        (1, 2, False),
+        (1, 3, False),
+        (4, 5, True),
+    ]
+    # 0 and 2 are alike through 1 alone, and do not count for each other.
+    assert count_look_alikes(pixels, hashes) == [2, 3, 1, 2, 1, 1, 0]
+    assert similar_pairs([], []) == [] and count_look_alikes(["a"], [base]) == [0]
+
+
+def test_pairs_equal_those_of_a_plain_search_across_blocks():
+    rng = np.random.default_rng(1)
+    centers = [int(value) for value in rng.integers(1, 2**63, 900)]
+    hashes = [
+        centers[rng.integers(len(centers))] ^ (1 << int(rng.integers(0, 64))) for _ in range(2100)
+    ]
+    pixels = [str(rng.integers(0, 5000)) for _ in hashes]
+    # A pair beyond the second block, and one within a block.
+    chosen = [*range(40), *range(1000, 1060), *range(2060, 2100)]
+    plain = {
+        (i, j, pixels[i] == pixels[j])
+        for i, j in itertools.combinations(chosen, 2)
+        if pixels[i] == pixels[j] or _distance(hashes[i], hashes[j]) <= 4
+    }
+    found = similar_pairs(pixels, hashes)
+    among = set(chosen)
+    assert {pair for pair in found if pair[0] in among and pair[1] in among} == plain
+    assert found == sorted(set(found)) and len(plain) > 3
 
 
 def test_bad_arguments_are_refused_and_nothing_is_nothing():

@@ -122,6 +122,18 @@ def test_gradients_are_clipped_to_the_norm(tmp_path):
     assert (weights(task) - before).norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
+def test_nesterov_looks_ahead(tmp_path):
+    def moved(nesterov):
+        task = ConvTask([8])
+        before = weights(task)
+        settings = {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.0}
+        run(task, tmp_path / str(nesterov), epochs=1, nesterov=nesterov, **settings)
+        return (weights(task) - before).numpy()
+
+    # The first step is (1 + momentum) times as long: gradient + momentum x velocity.
+    assert moved(True) == pytest.approx(1.5 * moved(False), rel=1e-3, abs=1e-6)
+
+
 def test_best_epoch_is_the_earliest_of_equal_ones(tmp_path):
     task = ConvTask([4], dices=[0.2, 0.7, 0.7, 0.5])
     result = run(task, tmp_path, epochs=4)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ultrarefiner.datasets import find_cases, read_case
-from ultrarefiner.datasets.phantom_image import draw_phantom
+from ultrarefiner.datasets.phantoms.drawing import draw_phantom
 from ultrarefiner.errors import ConfigError, PromptError, UltraRefinerError
 from ultrarefiner.evaluation.metrics import dice
 from ultrarefiner.io import item_seed

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from ultrarefiner.training.counts import confusion_counts, mean_measures, measures
-from ultrarefiner.training.losses import coarse_loss, cross_entropy, dice_ce_loss, soft_dice_loss
+from ultrarefiner.training.losses import (
+    coarse_loss,
+    cross_entropy,
+    deep_supervision_loss,
+    dice_ce_loss,
+    list_outputs,
+    soft_dice_loss,
+)
 
 
 @pytest.fixture
@@ -52,6 +59,23 @@ def test_perfect_logits_have_no_loss():
     logits = torch.stack([1.0 - target, target.float()], 1) * 60 - 30
     assert coarse_loss(logits, target).item() < 1e-6
     assert coarse_loss(-logits, target).item() > 10
+
+
+def test_deep_supervision_weighs_coarser_outputs_half_as_much(batch):
+    logits, target = batch
+    outputs = [logits, 2 * logits, -logits]
+    one, two, three = (coarse_loss(output, target).numpy() for output in outputs)
+    loss = deep_supervision_loss(outputs, lambda output: coarse_loss(output, target))
+    assert loss.numpy() == pytest.approx((4 * one + 2 * two + three) / 7, abs=1e-6)
+    assert loss.shape == (3,)
+
+
+def test_a_single_output_has_its_plain_loss_to_the_bit(batch):
+    logits, target = batch
+    assert list_outputs([logits, target])[1] is target
+    (only,) = list_outputs(logits)
+    loss = deep_supervision_loss([only], lambda output: coarse_loss(output, target))
+    assert torch.equal(loss, coarse_loss(logits, target))
 
 
 @pytest.mark.parametrize("classes", [2, 4])

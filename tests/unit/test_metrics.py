@@ -13,6 +13,7 @@ from ultrarefiner.evaluation.metrics import (
     assd,
     dice,
     hd95,
+    hd95_share,
     iou,
     nsd,
     precision,
@@ -73,6 +74,16 @@ def test_percentile_is_of_both_directions_pooled():
     assert max(surface_distances(prediction, truth)[0]) == 61.0
 
 
+def test_share_of_the_diagonal_does_not_depend_on_the_size_of_a_pixel():
+    assert hd95_share(PREDICTION, TRUTH) == hd95(PREDICTION, TRUTH) / math.hypot(5, 6)
+    anisotropic = hd95(PREDICTION, TRUTH, (0.5, 2.0)) / math.hypot(2.5, 12.0)
+    assert hd95_share(PREDICTION, TRUTH, (0.5, 2.0)) == pytest.approx(anisotropic)
+    twice = [np.kron(mask, np.ones((2, 2), dtype=bool)) for mask in (PREDICTION, TRUTH)]
+    assert hd95_share(*twice, (0.5, 0.5)) == pytest.approx(hd95(*twice) / math.hypot(10, 12))
+    # In the score of a case it is that of the pixels, whatever their size in mm.
+    assert score_case(PREDICTION, TRUTH, (0.5, 2.0))["hd95_share"] == hd95_share(PREDICTION, TRUTH)
+
+
 def test_image_border_is_a_border():
     whole = np.ones((20, 20), dtype=bool)
     inside = np.zeros((20, 20), dtype=bool)
@@ -83,7 +94,7 @@ def test_image_border_is_a_border():
 
 def test_empty_masks():
     empty = np.zeros_like(TRUTH)
-    for metric in (hd95, assd):
+    for metric in (hd95, hd95_share, assd):
         assert metric(empty, TRUTH) == metric(TRUTH, empty) == math.inf
         assert metric(empty, empty) == 0.0
     for metric in (dice, iou, nsd, precision, recall):
@@ -99,6 +110,7 @@ def test_score_case_puts_the_diagonal_for_a_miss():
     miss = score_case(~np.ones_like(truth), truth, spacing_mm=(0.2, 0.1))
     assert miss["hd95_px"] == miss["assd_px"] == 50.0
     assert miss["hd95_mm"] == pytest.approx(math.hypot(6.0, 4.0))
+    assert miss["hd95_share"] == 1.0
     assert miss["dice"] == miss["iou"] == miss["nsd"] == miss["recall"] == miss["precision"] == 0.0
     assert (miss["empty_prediction"], miss["empty_truth"]) == (True, False)
     alarm = score_case(truth, ~np.ones_like(truth))

@@ -5,11 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
-from report_inputs import write_study
 
 from ultrarefiner.errors import UltraRefinerError
+from ultrarefiner.evaluation.subgroups import size_of
 from ultrarefiner.images import read_rgb
 from ultrarefiner.io import read_json, write_json
+from ultrarefiner.report.failures import failed_cases, outcome_of
 from ultrarefiner.report.overlays import describe_prompt, draw_overlays, rank_cases
 from ultrarefiner.report.panels import (
     BOX_COLOUR,
@@ -21,17 +22,18 @@ from ultrarefiner.report.panels import (
     Panel,
     draw_panels,
 )
+from ultrarefiner.report.tables import main_rows, read_scores
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    return write_study(tmp_path_factory.mktemp("study"))
+def study(report_study):
+    return report_study
 
 
 @pytest.fixture(scope="module")
 def gallery(study, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "overlays"
-    draw_overlays(study["scores"], study["entries"], "transunet", 2, folder)
+    draw_overlays(study["scores"], study["entries"], "transunet", 2, 3, folder)
     return folder
 
 
@@ -155,35 +157,44 @@ def test_index_lists_ranked_cases_with_captions(study, gallery):
     assert [p["rank"] for p in pictures if p["dataset"] == "busi"] == [
         *("best", "best", "median", "median", "worst", "worst")
     ]
-    scores = pd.read_csv(study["scores"]).set_index(["dataset", "method", "case"])["dice"]
+    table = pd.read_csv(study["scores"])
+    table = table[table["evaluation"].eq("folds") | table["member"].eq("mean")]
+    table = table[table["evaluation"].ne("holdout")]
+    scores = table.set_index(["dataset", "method", "case"])["dice"]
     for item in pictures:
-        assert item["method"] in {"sam-both", "grabcut-mask"}
+        at = "@busi" if item["dataset"] == "stu" else ""
+        coarse = f"transunet{at}"
+        assert item["method"] in {f"sam-both{at}", f"grabcut-mask{at}"}
         assert (gallery / item["file"]).is_file()
-        before = scores[item["dataset"], "transunet", item["case"]]
+        before = scores[item["dataset"], coarse, item["case"]]
         after = scores[item["dataset"], item["method"], item["case"]]
         assert item["dice"] == after
-        assert f"Dice {before:.3f} (transunet) → {after:.3f} ({item['method']})" in item["caption"]
-        assert item["case"] in item["caption"] and f"fold {item['fold']}" in item["caption"]
+        told = f"Dice {before:.3f} ({coarse}) → {after:.3f} ({item['method']})"
+        assert told in item["caption"] and item["case"] in item["caption"]
+        who = "ensemble mean" if item["dataset"] == "stu" else f"fold {item['fold']}"
+        assert who in item["caption"]
+        # SAM's weights saw busi; of stu it is not known.
+        assert ("not zero-shot" in item["caption"]) == (item["dataset"] == "busi")
+        assert ("not known" in item["caption"]) == (item["dataset"] == "stu")
     worst = next(p for p in pictures if p["dataset"] == "busi" and p["rank"] == "worst")
     assert worst["dice"] == 0.0
     assert "no prompt, for the coarse mask is empty" in worst["caption"]
 
 
 def test_same_input_gives_the_same_pictures(study, gallery, tmp_path):
-    draw_overlays(study["scores"], study["entries"][::-1], "transunet", 2, tmp_path / "again")
+    draw_overlays(study["scores"], study["entries"][::-1], "transunet", 2, 3, tmp_path / "again")
     for path in gallery.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_without_refined_methods_the_coarse_one_is_shown(study, tmp_path):
     table = pd.read_csv(study["scores"], dtype=str, keep_default_na=False)
-    table[table["method"].isin(["transunet", "sam-oracle_box"])].to_csv(
-        tmp_path / "scores.csv", index=False
-    )
-    draw_overlays(tmp_path / "scores.csv", study["entries"], "transunet", 1, tmp_path / "out")
+    kept = table["method"].str.partition("@")[0].isin(["transunet", "sam-oracle_box"])
+    table[kept].to_csv(tmp_path / "scores.csv", index=False)
+    draw_overlays(tmp_path / "scores.csv", study["entries"], "transunet", 1, 0, tmp_path / "out")
     pictures = read_json(tmp_path / "out/index.json")["pictures"]
-    assert len(pictures) == 6
-    assert {item["method"] for item in pictures} == {"transunet"}
+    assert len(pictures) == 9
+    assert {item["method"] for item in pictures} == {"transunet", "transunet@busi"}
     assert all(len(item["panels"]) == 2 for item in pictures)
 
 
@@ -225,13 +236,66 @@ def test_prompts_are_told_in_words():
     assert describe_prompt(None) == ""
 
 
-@pytest.mark.parametrize("missing", ["entry", "mask", "prompt", "size"])
+def test_failures_are_the_worst_cases_and_every_miss(study, gallery):
+    index = read_json(gallery / "index.json")
+    scores = read_scores(study["scores"], "transunet")
+    for dataset in ("busi", "busbra", "stu"):
+        mine = [item for item in index["failures"] if item["dataset"] == dataset]
+        method = next(p["method"] for p in index["pictures"] if p["dataset"] == dataset)
+        rows = main_rows(scores, dataset)
+        rows = rows[rows["method"].eq(method)].sort_values(["dice", "case"])
+        assert [item["case"] for item in mine] == list(rows["case"][:3])
+        assert mine[0]["outcome"] == "missed" and mine[1]["outcome"] == ""
+        for item, (_, row) in zip(mine, rows.iterrows(), strict=False):
+            assert item["scores"]["sam-both"]["dice"] == row["dice"]
+            assert item["scores"]["sam-oracle_box"]["oracle"] is True
+            assert item["size"] == size_of(item["area_share"])
+            assert (gallery / item["file"]).is_file()
+
+
+def test_misses_and_false_alarms_are_shown_beyond_the_count():
+    rows = pd.DataFrame(
+        {
+            "case": ["a", "b", "c", "d", "e", "f"],
+            "dice": [0.0, 0.0, 0.2, 0.9, 0.0, 1.0],
+            "empty_truth": [False, False, False, False, True, True],
+            "empty_prediction": [True, True, False, False, False, True],
+        }
+    )
+    assert [row["case"] for row in failed_cases(rows, 1)] == ["a", "b", "e"]
+    assert [outcome_of(row) for row in failed_cases(rows, 1)] == ["missed"] * 2 + ["false alarm"]
+    assert [row["case"] for row in failed_cases(rows, 3)] == ["a", "b", "e", "c"]
+    assert list(failed_cases(rows, 0)) == []
+
+
+def test_a_failure_shows_truth_coarse_and_refined_outlines(study, gallery):
+    failures = read_json(gallery / "index.json")["failures"]
+    item = next(f for f in failures if f["dataset"] == "busi" and not f["outcome"])
+    picture = read_rgb(gallery / item["file"])
+    entry = next(
+        e
+        for e in study["entries"]
+        if (e["dataset"], e["method"]) == ("busi", item["method"])
+        and (e["masks"] / f"{item['case']}.png").is_file()
+    )
+    scale = item["panels"][0][2] / 128
+    for colour, key in ((TRUTH_COLOUR, "truth"), (REFINED_COLOUR, "masks")):
+        rows, _ = np.nonzero(read_rgb(entry[key] / f"{item['case']}.png")[..., 0] > 0)
+        points = coloured(picture, item["panels"][0], colour)
+        assert abs(points[:, 1].min() - rows.min() * scale) <= 0.5 * scale + 2, key
+        assert abs(points[:, 1].max() - (rows.max() + 1) * scale) <= 0.5 * scale + 2, key
+
+
+@pytest.mark.parametrize("missing", ["entry", "dataset", "mask", "prompt", "size"])
 def test_refuses_what_is_missing_by_name(study, tmp_path, missing):
     entries = [dict(entry) for entry in study["entries"]]
     words = {"mask": "cannot read .*busbra__", "prompt": "has no prompt for", "size": "its image"}
     if missing == "entry":
-        entries = [entry for entry in entries if entry["method"] == "transunet"]
-        words["entry"] = "no folder is known for"
+        entries = [e for e in entries if (e["method"], e["fold"]) != ("sam-both", 1)]
+        words["entry"] = r"no folder is known for the masks of sam-both \(fold 1\) on busbra"
+    if missing == "dataset":
+        entries = [entry for entry in entries if entry["dataset"] != "stu"]
+        words["dataset"] = "no folder is known for the masks of any method on stu"
     for entry in entries:
         if missing == "mask":
             entry["masks"] = tmp_path / "nowhere"
@@ -246,5 +310,5 @@ def test_refuses_what_is_missing_by_name(study, tmp_path, missing):
         for case in table["case"]:
             cv2.imwrite(str(tmp_path / "small" / f"{case}.png"), np.zeros((5, 5), np.uint8))
     with pytest.raises(UltraRefinerError, match=words[missing]):
-        draw_overlays(study["scores"], entries, "transunet", 1, tmp_path / "out")
+        draw_overlays(study["scores"], entries, "transunet", 1, 1, tmp_path / "out")
     assert not (tmp_path / "out").exists()

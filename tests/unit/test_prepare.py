@@ -15,7 +15,7 @@ from PIL import Image
 
 from ultrarefiner.config import SplitsConfig
 from ultrarefiner.datasets import find_cases, read_case, reading
-from ultrarefiner.datasets.duplicates import pixel_sha256
+from ultrarefiner.datasets.duplicates import perceptual_hash, pixel_sha256
 from ultrarefiner.datasets.loader import COLUMNS, read_cases, read_prepared
 from ultrarefiner.datasets.phantom import write_phantom
 from ultrarefiner.datasets.prepare import prepare_dataset
@@ -100,7 +100,8 @@ def test_table_and_pixels_agree_with_the_raw_files(raw, prepared):
         header
         == ",".join(COLUMNS)
         == (
-            "case,image,mask,height,width,patient,group,label,spacing_y_mm,spacing_x_mm,sha256,note"
+            "case,image,mask,height,width,patient,group,label,spacing_y_mm,spacing_x_mm,sha256,note,"
+            "split,overlay,border,look_alikes,appearance"
         )
     )
     for case in cases:
@@ -226,6 +227,50 @@ def test_look_alikes_make_groups_where_patients_are_not_known(tmp_path):
     }
 
 
+def test_look_alikes_are_counted_whether_or_not_the_patient_is_known(tmp_path):
+    images = {"0001-l": texture(1), "0001-r": texture(2), "0002-l": cv2.add(texture(1), 2),
+              "0003-l": texture(1)}  # fmt: skip
+    rows = prepare("busbra", "busbra", busbra(tmp_path / "raw", images), tmp_path / "out")
+    assert {case[-6:]: row.look_alikes for case, row in rows.items()} == {
+        "0001_l": 2,
+        "0001_r": 0,
+        "0002_l": 2,
+        "0003_l": 2,
+    }
+    for case, row in rows.items():
+        image, _ = read_prepared(tmp_path / "out", case)
+        assert row.appearance == perceptual_hash(image)
+
+
+def test_marks_and_borders_are_columns(tmp_path):
+    plain = cv2.resize(texture(1) // 2 + 40, (320, 240))
+    marked, framed = plain.copy(), plain.copy()
+    cv2.drawMarker(marked, (150, 120), 255, cv2.MARKER_TILTED_CROSS, 15, 1)
+    framed[:30] = 0
+    root = busi(tmp_path / "raw", {1: plain, 2: marked, 3: framed})
+    rows = list(prepare("busi", "busi", root, tmp_path / "out").values())
+    assert [row.overlay for row in rows] == ["none", "calipers", "none"]
+    assert [row.border for row in rows] == [False, False, True]
+
+
+def test_parts_of_files_spacing_and_the_official_split_are_columns(tmp_path):
+    write_phantom("abus", tmp_path / "raw", cases=6, size=64, seed=0, odd_cases=False)
+    rows = prepare("abus", "abus", tmp_path / "raw", tmp_path / "out").values()
+    assert {row.split for row in rows} == {"train", "validation", "test"}
+    for row in rows:
+        file, part = row.image.split("#")
+        assert (tmp_path / "raw" / file).is_file() and part
+        assert 0 < row.spacing_y_mm < 1 and 0 < row.spacing_x_mm < 1
+    assert len({row.image for row in rows}) == len(rows)
+    more = tmp_path / "more"
+    folders = [more / part for part in ("npz", "images", "masks")]
+    tables = [more / part for part in ("cases.csv", "folds.csv", "excluded.csv")]
+    prepare_dataset(
+        "abus", "abus", tmp_path / "raw", False, *tables, *folders, options={"neighbors": 1}
+    )
+    assert len(read_cases(tables[0])) > len(rows)
+
+
 def test_published_folds_are_of_prepared_cases(tmp_path):
     write_phantom("busbra", tmp_path / "raw", cases=20, size=48, seed=1, odd_cases=True)
     mask = tmp_path / "raw" / "Masks" / "mask_0002-l.png"
@@ -298,6 +343,7 @@ def test_damaged_prepared_files_are_named(prepared, tmp_path):
         (text.replace("height,", "tall,"), "lacks the columns height"),
         (re.sub(r"_mask.png,\d+,", "_mask.png,tall,", text), "not a case .*'tall'"),
         (text.rsplit(",", 1)[0] + "\n", "not a case .*too few"),
+        (text.replace(",none,no,", ",none,perhaps,"), "not a case .*'perhaps' is neither yes nor"),
     ]:
         (tmp_path / "cases.csv").write_text(wrong)
         with pytest.raises(DatasetError, match=says):

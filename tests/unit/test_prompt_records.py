@@ -37,7 +37,7 @@ def made(folder, **keys):
         prompt=PromptConfig(**keys),
         name="mine",
         splits=folder / "splits.csv",
-        fold=1,
+        part="fold1",
         masks=folder / "masks",
         output=output,
     )
@@ -51,7 +51,7 @@ def test_the_file_as_it_is_read_by_others(fold):
         "kind": "both",
         "source": "coarse",
         "oracle": False,
-        "fold": 1,
+        "part": "fold1",
         "on_empty": "empty",
         "cases": {
             EMPTY_CASE: {
@@ -313,7 +313,7 @@ def test_a_tampered_file_is_refused_with_its_path_and_the_reason(fold, case):
 
 
 @pytest.mark.parametrize(
-    "change", [{"kind": "circle"}, {"oracle": True}, {"fold": None}, {"extra": 1}]
+    "change", [{"kind": "circle"}, {"oracle": True}, {"part": None}, {"extra": 1}]
 )
 def test_a_wrong_head_is_refused(fold, change):
     path = made(fold, kind="box")

@@ -22,7 +22,8 @@ from ultrarefiner.prompts.base import Prompt
 from ultrarefiner.prompts.geometry import prompt_from_mask
 from ultrarefiner.prompts.records import make_prompts
 from ultrarefiner.refine import load_refiner
-from ultrarefiner.refine.jobs import _progress, embed_images, refine_masks
+from ultrarefiner.refine.jobs import embed_images, refine_masks
+from ultrarefiner.refine.seeing import progress
 
 SIZES = {"demo__a": (90, 120), "demo__b": (121, 80), "demo__empty": (60, 64)}
 CROP = {"expand": 0.25, "min_size": 16}
@@ -62,7 +63,7 @@ def embed(study, output, crop=None, **changes):
         "options": {},
         "images": study / "images",
         "splits": study / "splits.csv",
-        "fold": 0,
+        "part": "fold0",
         "masks": study / "masks" if crop else None,
         "window": crop and PromptConfig(kind="box", crop=crop).window.model_dump(),
         "shelf": study / "shelf",
@@ -76,7 +77,7 @@ def embed(study, output, crop=None, **changes):
 
 def write_prompts(study, path, kind="box", **prompt):
     config = PromptConfig(kind=kind, **prompt)
-    make_prompts(config, path.stem, study / "splits.csv", 0, study / "masks", path)
+    make_prompts(config, path.stem, study / "splits.csv", "fold0", study / "masks", path)
     return path
 
 
@@ -348,7 +349,7 @@ def test_grabcut_jobs_run_without_torch_and_say_nothing_off_a_terminal(study, tm
 def test_progress_is_logged_every_fifty_cases(caplog):
     names = [f"case{index}" for index in range(120)]
     with caplog.at_level(logging.INFO):
-        assert list(_progress(iter(names), 120, "embed")) == names
+        assert list(progress(iter(names), 120, "embed")) == names
     assert [record.getMessage() for record in caplog.records] == [
         f"embed: {done} of 120 cases done" for done in (0, 50, 100)
     ]

@@ -1,4 +1,4 @@
-"""Guards: every test case of a fold is scored at its own size, or the job fails naming the cases."""
+"""Guards: every case of a part is scored at its own size, or the job fails naming the cases."""
 
 import os
 import subprocess
@@ -10,7 +10,14 @@ import pytest
 from ultrarefiner.datasets import loader
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.evaluation.metrics import dice, hd95
-from ultrarefiner.evaluation.scores import SCORE_COLUMNS, by_method, read_scores, score_masks
+from ultrarefiner.evaluation.scores import (
+    SCORE_COLUMNS,
+    Predictor,
+    by_predictor,
+    one_for_each_method,
+    read_scores,
+    score_masks,
+)
 from ultrarefiner.images import write_mask, write_png
 from ultrarefiner.io import read_rows, write_rows
 
@@ -34,8 +41,10 @@ def study(tmp_path):
         rows.append(
             blank
             | {"case": case, "height": size[0], "width": size[1]}
-            | {"group": f"patient-{case[-1]}", "label": "benign"}
+            | {"group": f"patient-{case[-1]}", "label": "benign", "overlay": "none"}
+            | {"border": "no", "look_alikes": 0, "appearance": "0"}
         )
+    rows[0] |= {"overlay": "calipers+text", "border": "yes", "look_alikes": 2}
     rows[1] |= {"spacing_y_mm": "0.1", "spacing_x_mm": "0.2", "label": ""}
     write_mask(tmp_path / "masks" / "toy__a.png", lesion(40, 50, 6, 7, 10))
     write_mask(tmp_path / "masks" / "toy__b.png", lesion(30, 40, 0, 0, 0))
@@ -50,14 +59,16 @@ def study(tmp_path):
     return {
         "method": "grabcut-mask",
         "dataset": "toy",
-        "fold": 0,
+        "part": "fold0",
         "masks": tmp_path / "masks",
         "truth": tmp_path / "truth",
         "cases": tmp_path / "cases.csv",
         "splits": tmp_path / "splits.csv",
+        "trained_on": "all",
         "prompt_source": "coarse",
         "oracle": False,
         "selection": "validation",
+        "seen": "unknown",
         "output": tmp_path / "scores" / "fold0.csv",
     }
 
@@ -66,8 +77,9 @@ def test_table_holds_every_test_case_once(study):
     score_masks(**study)
     rows = read_rows(study["output"])
     assert study["output"].read_text().splitlines()[0] == (
-        "dataset,fold,case,group,label,method,prompt_source,dice,iou,hd95_px,hd95_mm,assd_px,"
-        "nsd,precision,recall,empty_prediction,empty_truth,oracle,selection,area_share"
+        "dataset,evaluation,member,fold,case,group,label,method,trained_on,prompt_source,dice,iou,"
+        "hd95_px,hd95_mm,hd95_share,assd_px,nsd,precision,recall,empty_prediction,empty_truth,"
+        "oracle,selection,seen,area_share,overlay,border,look_alike,spacing"
     )
     assert [row["case"] for row in rows] == ["toy__a", "toy__b", "toy__c"]
     first, miss, perfect = rows
@@ -80,7 +92,13 @@ def test_table_holds_every_test_case_once(study):
     assert (first["method"], first["prompt_source"]) == ("grabcut-mask", "coarse")
     assert (first["oracle"], first["selection"]) == ("false", "validation")
     assert (miss["empty_prediction"], miss["empty_truth"]) == ("true", "false")
-    assert float(miss["hd95_px"]) == 50.0
+    assert (first["evaluation"], first["member"]) == ("folds", "single")
+    assert (first["trained_on"], first["seen"]) == ("all", "unknown")
+    quality = ("overlay", "border", "look_alike", "spacing")
+    assert [first[name] for name in quality] == ["calipers+text", "yes", "yes", "unknown"]
+    assert [miss[name] for name in quality] == ["none", "no", "no", "known"]
+    assert float(first["hd95_share"]) == pytest.approx(hd95(*masks) / np.hypot(40, 50))
+    assert (float(miss["hd95_px"]), miss["hd95_share"]) == (50.0, "1.0")
     assert float(miss["hd95_mm"]) == pytest.approx(np.hypot(30 * 0.1, 40 * 0.2))
     assert miss["label"] == ""
     assert (perfect["dice"], perfect["hd95_px"]) == ("1.0", "0.0")
@@ -161,6 +179,12 @@ def test_read_scores_gives_back_what_was_written(study):
         ("iou", "0.5±0.1"),
         ("oracle", "1"),
         ("fold", "x"),
+        ("fold", ""),
+        ("hd95_share", ""),
+        ("evaluation", "test"),
+        ("member", "median"),
+        ("seen", "perhaps"),
+        ("border", "true"),
     ],
 )
 def test_cells_that_are_no_scores_are_refused(study, column, cell):
@@ -180,24 +204,83 @@ def test_missing_column_is_named(study):
         read_scores(study["output"])
 
 
+@pytest.mark.parametrize(
+    ("part", "evaluation", "member", "fold"),
+    [
+        ("holdout-fold3", "holdout", "single", "3"),
+        ("holdout-mean", "holdout", "mean", ""),
+        ("unseen-vote", "unseen", "vote", ""),
+    ],
+)
+def test_parts_without_a_fold_are_scored_on_their_cases(study, part, evaluation, member, fold):
+    rows = read_rows(study["splits"])
+    for row in rows:
+        row["role"] = evaluation if row["case"] in CASES[:2] else row["role"]
+    write_rows(study["splits"], list(rows[0]), rows)
+    score_masks(**study | {"part": part})
+    rows = read_rows(study["output"])
+    assert [row["case"] for row in rows] == ["toy__a", "toy__b"]
+    for row in rows:
+        assert (row["evaluation"], row["member"], row["fold"]) == (evaluation, member, fold)
+    assert read_scores(study["output"])[0]["fold"] == (int(fold) if fold else None)
+
+
 def test_methods_on_other_cases_are_refused(study):
     score_masks(**study)
     rows = read_scores(study["output"])
     other = [row | {"method": "transunet"} for row in rows]
-    assert list(by_method([*rows, *other])) == ["grabcut-mask", "transunet"]
+    block = by_predictor([*other, *rows[::-1]])["toy", "folds"]
+    assert list(block) == [Predictor("grabcut-mask"), Predictor("transunet")]
+    assert [[row["case"] for row in found] for found in block.values()] == [CASES[:3]] * 2
     with pytest.raises(UltraRefinerError, match=r"transunet lacks 1: toy fold 0 toy__b"):
-        by_method([*rows, other[0], other[2]])
+        by_predictor([*rows, other[0], other[2]])
     with pytest.raises(UltraRefinerError, match=r"twice on toy__a"):
-        by_method([*rows, rows[0]])
+        by_predictor([*rows, rows[0]])
+    with pytest.raises(UltraRefinerError, match=r"twice on toy__a"):
+        by_predictor([*rows, rows[0] | {"fold": 1}])
     with pytest.raises(UltraRefinerError, match=r"different truths of toy__c"):
-        by_method([*rows, *other[:2], other[2] | {"area_share": 0.5}])
+        by_predictor([*rows, *other[:2], other[2] | {"area_share": 0.5}])
     with pytest.raises(UltraRefinerError, match="selection"):
-        by_method([*rows[:2], rows[2] | {"selection": "reported fold"}])
+        by_predictor([*rows[:2], rows[2] | {"selection": "reported fold"}])
+    with pytest.raises(UltraRefinerError, match=r"grabcut-mask on toy .*seen"):
+        by_predictor([*rows[:2], rows[2] | {"seen": "yes"}])
+
+
+def test_each_predictor_of_held_back_cases_has_them_all(study):
+    score_masks(**study)
+    rows = read_scores(study["output"])
+
+    def member(name, fold=None, method="grabcut-mask", evaluation="holdout"):
+        changed = {"member": name, "fold": fold, "method": method, "evaluation": evaluation}
+        return [row | changed for row in rows]
+
+    more = [*rows, *member("single", 1), *member("mean"), *member("single", 0), *member("vote")]
+    blocks = by_predictor(more)
+    assert list(blocks) == [("toy", "folds"), ("toy", "holdout")]
+    assert [str(who) for who in blocks["toy", "holdout"]] == [
+        "grabcut-mask fold 0",
+        "grabcut-mask fold 1",
+        "grabcut-mask mean",
+        "grabcut-mask vote",
+    ]
+    with pytest.raises(
+        UltraRefinerError,
+        match=r"of toy, holdout, .*transunet mean lacks 1: toy__a",
+    ):
+        by_predictor([*more, *member("mean", method="transunet")[1:]])
+    # The ensemble stands for its models; several models without one are no one method.
+    lone = [*member("single", 0, "one"), *member("single", 0, "two"), *member("single", 1, "two")]
+    chosen = one_for_each_method(by_predictor([*more, *lone])["toy", "holdout"])
+    assert {method: found[0]["member"] for method, found in chosen.items()} == {
+        "grabcut-mask": "mean",
+        "one": "single",
+    }
 
 
 def test_scoring_needs_no_torch_and_no_pandas():
     code = (
         "import sys, ultrarefiner.evaluation.scores, ultrarefiner.evaluation.summary;"
+        "import ultrarefiner.evaluation.oracle_gap, ultrarefiner.evaluation.calibration;"
         "sys.exit(', '.join({'torch', 'pandas', 'snakemake'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run(

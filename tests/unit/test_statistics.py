@@ -10,6 +10,7 @@ from score_tables import group_bootstrap
 
 from ultrarefiner.evaluation.statistics import (
     bootstrap_means,
+    cohens_dz,
     group_means,
     holm,
     paired_wilcoxon,
@@ -161,6 +162,24 @@ def test_rank_biserial_by_hand():
     assert rank_biserial(np.array([1.0, 2.0])) == 1.0
     assert rank_biserial(np.array([-1.0, -2.0])) == -1.0
     assert rank_biserial(np.zeros(4)) == 0.0
+
+
+def test_cohens_dz_by_hand():
+    # Mean 2.4; squared deviations 1.96, 0.36, 0.16, 0.16, 2.56, together 5.2 = 4 * 1.3.
+    assert cohens_dz(np.array([1.0, 3.0, 2.0, 2.0, 4.0])) == pytest.approx(2.4 / math.sqrt(1.3))
+    signs = np.array([1, -1])[:, None] * [0.2, -0.2, 0.4]
+    assert cohens_dz(signs[0]) == pytest.approx(-cohens_dz(signs[1]))
+    # The t statistic is dz times the root of n.
+    differences = np.random.default_rng(1).normal(0.1, 1, 30)
+    t = stats.ttest_1samp(differences, 0).statistic
+    assert cohens_dz(differences) == pytest.approx(t / math.sqrt(30))
+
+
+def test_cohens_dz_without_spread():
+    assert cohens_dz(np.zeros(4)) == 0.0
+    assert math.isnan(cohens_dz(np.full(7, 0.1)))
+    assert math.isnan(cohens_dz(np.array([0.1])))
+    assert math.isnan(cohens_dz(0.3 + np.arange(5) / 10 - np.arange(5) / 10))
 
 
 def test_group_means():

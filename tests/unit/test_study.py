@@ -8,7 +8,7 @@ from tests.sam_fixture import write_tiny_sam
 from tests.workflow.study import TINY, changed
 from ultrarefiner.config import CoarseConfig, SplitsConfig, load_config
 from ultrarefiner.errors import ConfigError
-from ultrarefiner.study import folder_listing, load_study, own_weights
+from ultrarefiner.study import folder_listing, load_study, own_weights, require_files
 
 TRANSUNET = {"coarse__transunet__model": "transunet", "coarse__transunet__init": "imagenet21k"}
 WRONG = [
@@ -26,7 +26,7 @@ WRONG = [
     ({"compare__coarse": ["transnet"]}, ("transnet", "Did you mean 'transunet'")),
     ({"compare": None}, ("compare", "missing")),
     ({"datasets": {"bsui": {"root": "raw"}}}, ("bsui", "Did you mean 'busi'")),
-    ({"datasets": {"clinic": {"root": "raw", "layout": "bus"}}}, ("clinic.layout", "busi")),
+    ({"datasets": {"clinic": {"root": "raw", "layout": "bussi"}}}, ("clinic.layout", "busi")),
     ({"datasets": {"busi": {}}}, ("datasets.busi", "root", "phantom")),
     (
         {"datasets": {"busi": {"root": "a", "folds": "published"}}},
@@ -108,11 +108,12 @@ def test_methods_are_coarse_models_and_refiner_prompt_pairs():
     study = load_study(TINY)
     assert list(study.methods) == [
         "transunet",
+        "transunet-tuned",
         "grabcut-mask",
         "grabcut-oracle_mask",
         "tiny_sam-box_loose",
     ]
-    assert [m.oracle for m in study.methods.values()] == [False, False, True, False]
+    assert [m.oracle for m in study.methods.values()] == [False, False, False, True, False]
     assert study.reference == "transunet"
     assert study.folds == [0, 1]
 
@@ -134,7 +135,7 @@ def test_missing_files_are_listed_before_anything_runs(tmp_path, monkeypatch):
         )
     )
     with pytest.raises(ConfigError) as error:
-        study.require_files()
+        require_files(study)
     for part in (
         "nowhere",
         "own.npz",
@@ -153,7 +154,7 @@ def test_published_weights_that_are_absent_are_no_error_but_damaged_ones_are(tmp
         "refiners__tiny_sam__weights": "sam_vit_b",
     }
     study = load_study(changed(TINY, **change))
-    study.require_files()
+    require_files(study)
     assert study.pretrained_file("transunet") == "resources/weights/R50+ViT-B_16.npz"
     assert study.weights_file("tiny_sam") == "resources/weights/sam_vit_b_01ec64.pth"
     assert study.weights_file("grabcut") is None
@@ -161,7 +162,7 @@ def test_published_weights_that_are_absent_are_no_error_but_damaged_ones_are(tmp
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_bytes(b"cut off")
     with pytest.raises(ConfigError) as error:
-        study.require_files()
+        require_files(study)
     for part in ("R50+ViT-B_16.npz is damaged", "sam_vit_b_01ec64.pth has 7 bytes"):
         assert part in str(error.value)
 

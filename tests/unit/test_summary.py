@@ -1,4 +1,4 @@
-"""Guards: summary and comparisons keep every case, count failures, and hold plain reproducible numbers."""
+"""Guards: summary and comparisons keep every case, and hold plain reproducible numbers."""
 
 import math
 import os
@@ -8,12 +8,23 @@ import sys
 
 import numpy as np
 import pytest
-from score_tables import METHODS, SIDE, column, compare, make_tables, pick, summarise
+from score_tables import (
+    METHODS,
+    column,
+    compare,
+    edit,
+    make_held_back,
+    make_tables,
+    pick,
+    prompt_source,
+    summarise,
+)
 
 from ultrarefiner.errors import UltraRefinerError
+from ultrarefiner.evaluation.comparisons import COMPARISON_COLUMNS
 from ultrarefiner.evaluation.metrics import METRICS
 from ultrarefiner.evaluation.scores import SCORE_COLUMNS
-from ultrarefiner.evaluation.summary import COMPARISON_COLUMNS, SUMMARY_COLUMNS, size_of
+from ultrarefiner.evaluation.summary import SUMMARY_COLUMNS
 from ultrarefiner.io import read_rows, write_rows
 
 
@@ -50,64 +61,51 @@ def test_interval_resamples_groups(tmp_path):
     assert [float(line["ci_low"]), float(line["ci_high"])] == pytest.approx(expected, abs=0.01)
 
 
-def test_a_miss_is_counted_and_makes_the_means_worse(tmp_path):
-    scores, summary = summarise(tmp_path, make_tables(tmp_path))
-    lines = {
-        metric: pick(summary, method="grabcut-mask", subgroup="all", fold="all", metric=metric)
-        for metric in ("dice", "hd95_px")
-    }
-    assert {line["misses"] for line in lines.values()} == {"1"}
-    assert (
-        pick(summary, method="transunet", subgroup="all", fold="all", metric="dice")["misses"]
-        == "0"
-    )
-    missed = pick(scores, method="grabcut-mask", case="toy__03")
-    assert float(missed["hd95_px"]) == pytest.approx(math.hypot(SIDE, SIDE))
-    others = [row for row in scores if row["method"] == "grabcut-mask" and row is not missed]
-    assert float(lines["hd95_px"]["mean"]) > column(others, "hd95_px").mean()
-    assert float(lines["dice"]["mean"]) < column(others, "dice").mean()
+def test_held_back_cases_have_a_line_for_each_member(tmp_path):
+    scores, summary = summarise(tmp_path, [*make_tables(tmp_path), *make_held_back(tmp_path)])
+    where = {"evaluation": "holdout", "method": "grabcut-mask", "metric": "dice"}
+    for member, fold in (("single", 0), ("single", 1), ("mean", "all"), ("vote", "all")):
+        line = pick(summary, **where, member=member, fold=fold, subgroup="all")
+        of = {"evaluation": "holdout", "method": "grabcut-mask", "member": member}
+        of |= {"fold": "" if fold == "all" else fold}
+        assert float(line["mean"]) == pytest.approx(column(scores, "dice", **of).mean())
+        assert line["n"] == "10"
+        assert float(line["ci_low"]) < float(line["mean"]) < float(line["ci_high"])
+    # Subgroups are those of the ensembles, whose lines are not one of several.
+    parts = [row for row in summary if row["evaluation"] == "holdout" and row["subgroup"] != "all"]
+    assert {row["member"] for row in parts} == {"mean", "vote"}
+    assert {row["fold"] for row in parts} == {"all"}
+    # The folds are summarised as without them.
+    alone = summarise(tmp_path, make_tables(tmp_path))[1]
+    label = {"evaluation": "folds", "subgroup": "label=benign", "method": "transunet"}
+    line, other = (pick(rows, **label, metric="dice") for rows in (summary, alone))
+    assert line == other
 
 
-def test_subgroups_share_out_the_cases(tmp_path):
-    scores, summary = summarise(tmp_path, make_tables(tmp_path))
-    lines = [row for row in summary if row["method"] == "transunet" and row["metric"] == "dice"]
-    counts = {row["subgroup"]: int(row["n"]) for row in lines if row["fold"] == "all"}
-    assert counts["label=benign"] == 8
-    assert counts["label=malignant"] == 4
-    sizes = [size_of(float(row["area_share"])) for row in scores if row["method"] == "transunet"]
-    assert {f"size={size}": sizes.count(size) for size in set(sizes)} == {
-        name: count for name, count in counts.items() if name.startswith("size")
-    }
-    assert len(set(sizes)) == 3
-    assert not any("truth" in name for name in counts)
+def test_pooled_and_macro_are_of_folds_and_of_methods_that_all_datasets_have(tmp_path):
+    tables = make_tables(tmp_path, "first") + make_tables(tmp_path, "second")
+    tables += make_tables(tmp_path, "first", methods=["transunet@all"])
+    tables += make_held_back(tmp_path, dataset="second")
+    tables += make_held_back(tmp_path, "unseen", "third", methods=["transunet@first"])
+    _, summary = summarise(tmp_path, tables)
+    joint = [row for row in summary if row["dataset"] in ("pooled", "macro")]
+    assert {row["method"] for row in joint} == set(METHODS)
+    assert {(row["evaluation"], row["member"]) for row in joint} == {("folds", "single")}
+    # Trained on the dataset itself, which is another one each time.
+    assert {row["trained_on"] for row in joint} == {""}
+    assert {row["seen"] for row in joint if row["method"] == "transunet"} == {"no"}
+    line = pick(joint, dataset="macro", method="transunet", metric="dice")
+    assert line["n"] == "2"
 
 
-@pytest.mark.parametrize(
-    ("share", "size"),
-    [(0.0, "small"), (0.0499, "small"), (0.05, "medium"), (0.1499, "medium"), (0.15, "large")],
-)
-def test_size_cut_offs(share, size):
-    assert size_of(share) == size
-
-
-def test_images_without_a_lesion_are_told_apart(tmp_path):
-    scores, summary = summarise(tmp_path, make_tables(tmp_path, empty=(4, 7, 8)))
-    for method, alarms in (("transunet", "3"), ("grabcut-mask", "0")):
-        where = {"method": method, "fold": "all", "metric": "dice"}
-        assert pick(summary, subgroup="all", **where)["false_positives"] == alarms
-        empty, lesion = (
-            pick(summary, subgroup=f"truth={name}", **where) for name in ("empty", "lesion")
-        )
-        assert (empty["n"], empty["false_positives"]) == ("3", alarms)
-        assert float(empty["mean"]) == float(method != "transunet")
-        assert (lesion["n"], lesion["false_positives"]) == ("9", "0")
-        assert float(lesion["mean"]) == pytest.approx(
-            column(scores, "dice", method=method, empty_truth="false").mean()
-        )
-    sizes = [
-        row for row in summary if row["subgroup"].startswith("size=") and row["metric"] == "dice"
-    ]
-    assert sum(int(row["n"]) for row in sizes if row["method"] == "transunet") == 9
+def test_overlap_with_pretraining_of_one_dataset_marks_all(tmp_path):
+    tables = make_tables(tmp_path, "first") + make_tables(tmp_path, "second")
+    for table in tables:
+        word = "unknown" if table.parents[1].name == "first" else "no"
+        edit(table, lambda row, word=word: {"seen": word})
+    _, summary = summarise(tmp_path, tables)
+    assert {row["seen"] for row in summary if row["dataset"] in ("pooled", "macro")} == {"unknown"}
+    assert {row["seen"] for row in summary if row["dataset"] == "second"} == {"no"}
 
 
 def test_pooled_and_macro_are_named_and_differ(tmp_path):
@@ -155,6 +153,8 @@ def test_cells_are_plain_numbers(tmp_path):
     words = {
         *("dataset", "case", "group", "label", "method", "prompt_source", "empty_prediction"),
         *("empty_truth", "oracle", "selection", "subgroup", "metric", "reference"),
+        *("evaluation", "member", "trained_on", "seen"),
+        *("overlay", "border", "look_alike", "spacing"),
     }
     for name, columns in (
         ("scores", SCORE_COLUMNS),
@@ -176,22 +176,26 @@ def test_labels_of_the_rows_survive(tmp_path):
     for row in summary:
         oracle = row["method"] == "grabcut-oracle_box"
         assert row["oracle"] == ("true" if oracle else "false")
-        assert row["prompt_source"] == ("ground_truth" if oracle else "coarse")
+        assert row["prompt_source"] == prompt_source(row["method"])
         assert row["selection"] == "validation"
+        assert (row["trained_on"], row["evaluation"], row["member"]) == ("toy", "folds", "single")
+        assert row["seen"] == ("no" if row["method"] == "transunet" else "yes")
     assert {row["metric"] for row in summary} == set(METRICS) - {"hd95_mm"}
 
 
 def test_order_of_tables_and_rows_does_not_change_a_byte(tmp_path):
     tables = make_tables(tmp_path, "first") + make_tables(tmp_path, "second", cases=5)
+    tables += make_held_back(tmp_path, dataset="second")
     names = ("scores.csv", "summary.csv", "comparisons.csv")
     summarise(tmp_path, tables)
     compare(tmp_path)
     expected = [(tmp_path / name).read_bytes() for name in names]
     places = [
-        (row["dataset"], row["method"], int(row["fold"]), row["case"])
+        (row["dataset"], row["evaluation"], row["method"], row["member"], row["fold"], row["case"])
         for row in read_rows(tmp_path / "scores.csv")
     ]
-    assert places == sorted(places)
+    members = ["single", "mean", "vote"]
+    assert places == sorted(places, key=lambda place: (*place[:3], members.index(place[3]), place))
     rng = random.Random(3)
     rng.shuffle(tables)
     for table in tables:
@@ -210,8 +214,10 @@ def test_order_of_tables_and_rows_does_not_change_a_byte(tmp_path):
 def test_hash_seed_and_threads_do_not_change_a_byte(tmp_path):
     tables = make_tables(tmp_path, "first") + make_tables(tmp_path, "second", cases=5)
     code = (
-        "import sys; from ultrarefiner.evaluation.summary import *; out = sys.argv[1] + '/';"
-        "summarise_scores(sys.argv[2:], out + 'scores.csv', out + 'summary.csv', 300, 0);"
+        "import sys; out = sys.argv[1] + '/';"
+        "from ultrarefiner.evaluation.summary import summarise_scores;"
+        "from ultrarefiner.evaluation.comparisons import compare_methods;"
+        "summarise_scores(sys.argv[2:], out + 'scores.csv', out + 'summary.csv', None, 300, 0);"
         "compare_methods(out + 'scores.csv', 'transunet', out + 'comparisons.csv', 300, 0)"
     )
     made = []

@@ -88,7 +88,11 @@ def snakemake_command(
 
 
 def run_snakemake(
-    folder: Path, *arguments: str, targets: tuple[str, ...] = ("all",), ok: bool = True
+    folder: Path,
+    *arguments: str,
+    targets: tuple[str, ...] = ("all",),
+    ok: bool = True,
+    timeout: int = 580,
 ) -> str:
     """Run the workflow and return all that it printed.
 
@@ -101,7 +105,7 @@ def run_snakemake(
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=580,
+        timeout=timeout,
     )
     assert (result.returncode == 0) == ok, result.stdout[-6000:]
     return result.stdout

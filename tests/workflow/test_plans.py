@@ -35,10 +35,10 @@ def test_the_default_study_plans(fresh):
     result = snakemake(fresh, "-n", "all")
     assert result.returncode == 0, result.stderr + result.stdout
     jobs = planned(result.stdout + result.stderr)
-    # 2 datasets x 5 folds; one coarse model; eight refined methods.
+    # 2 datasets x 5 folds; one coarse model at two thresholds; eight refined methods.
     assert jobs["train_coarse"] == 10
     assert jobs["refine_masks"] == 80
-    assert jobs["score_masks"] == 90
+    assert jobs["score_masks"] == 100
     # Two refiners see the full images, one of them crops too.
     assert jobs["embed_images"] == 30
     # TransUNet's start, SAM and MedSAM: none of them is in a fresh checkout.
@@ -55,6 +55,15 @@ def test_the_demo_plans(fresh):
     result = snakemake(fresh, "--configfile", "config/demo.yaml", "-n", "all")
     assert result.returncode == 0, result.stderr + result.stdout
     assert planned(result.stdout + result.stderr)["train_coarse"] == 6
+
+
+def test_the_study_over_all_public_datasets_plans(fresh):
+    result = snakemake(fresh, "--configfile", "config/public_datasets.yaml", "-n", "all")
+    assert result.returncode == 0, result.stderr + result.stdout
+    jobs = planned(result.stdout + result.stderr)
+    # Five datasets and their union; three models; five folds.
+    assert jobs["train_coarse"] == jobs["choose_threshold"] == 6 * 3 * 5
+    assert jobs["join_splits"] == 1
 
 
 def test_a_subset_of_folds_plans_only_those(fresh, tmp_path):

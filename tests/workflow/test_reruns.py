@@ -7,7 +7,10 @@ import pytest
 from tests.sam_fixture import write_tiny_sam
 from tests.workflow.study import TINY, changed, planned, run_snakemake, write_study
 
-REPORT = {"summarise_scores", "compare_methods", "plot_scores", "draw_overlays", "write_report"}
+REPORT = {
+    *("summarise_scores", "compare_methods", "measure_gap"),
+    *("plot_scores", "draw_overlays", "write_tables", "write_report"),
+}
 
 
 def plan(folder, study, comment=""):
@@ -90,6 +93,39 @@ def test_a_new_method_retrains_nothing(folder):
     jobs = plan(folder, study)
     assert jobs["refine_masks"] == 2
     assert not {"train_coarse", "predict_coarse", "embed_images", "make_prompts"} & set(jobs)
+
+
+def test_another_dataset_trains_for_itself_alone(folder):
+    study = changed(TINY, datasets__stu={"phantom": {"cases": 14, "size": 64}})
+    jobs = plan(folder, study)
+    assert (jobs["train_coarse"], jobs["prepare_dataset"], jobs["find_overlaps"]) == (2, 1, 1)
+    assert (jobs["score_masks"], jobs["refine_masks"]) == (10, 6)
+
+
+def test_an_unseen_dataset_and_a_cross_test_train_nothing(folder):
+    stu = {"phantom": {"cases": 14, "size": 64}, "role": "unseen"}
+    jobs = plan(folder, changed(TINY, datasets__stu=stu))
+    assert "train_coarse" not in jobs
+    assert (jobs["predict_coarse"], jobs["ensemble_masks"]) == (2, 1)
+    # transunet by each fold, mean and vote; its chosen threshold; three refined methods.
+    assert jobs["score_masks"] == 4 + 1 + 3
+
+
+def test_a_union_leaves_the_models_of_its_members_alone(folder):
+    study = changed(
+        TINY,
+        datasets__stu={"phantom": {"cases": 14, "size": 64}},
+        trainsets={"both": ["busi", "stu"]},
+    )
+    jobs = plan(folder, study)
+    assert jobs["train_coarse"] == 4  # two folds of stu and two of the union
+    assert jobs["join_splits"] == 1
+
+
+def test_flips_predict_anew_and_train_nothing(folder):
+    jobs = plan(folder, changed(TINY, coarse__transunet__flips=True))
+    assert "train_coarse" not in jobs
+    assert (jobs["choose_threshold"], jobs["predict_coarse"]) == (2, 2)
 
 
 def test_the_report_title_rewrites_only_the_report(folder):

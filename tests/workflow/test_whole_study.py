@@ -10,7 +10,8 @@ from tests.workflow.study import TINY, run_snakemake, write_study
 from ultrarefiner.config import CoarseConfig
 from ultrarefiner.images import read_gray
 
-METHODS = ("transunet", "grabcut-mask", "grabcut-oracle_mask", "tiny_sam-box_loose")
+REFINED = ("grabcut-mask", "grabcut-oracle_mask", "tiny_sam-box_loose")
+METHODS = ("transunet", "transunet-tuned", *REFINED)
 
 
 def rows(path):
@@ -43,7 +44,7 @@ def test_every_artifact_is_where_the_design_says(finished_study):
             assert {row["case"] for row in table} == test
             assert {row["oracle"] for row in table} == {str("oracle" in method).lower()}
         tables = list((run / "busi" / "embeddings").glob(f"tiny_sam_*/full/fold{fold}.csv"))
-        tables += [run / "busi" / "masks" / name / f"fold{fold}.csv" for name in METHODS[1:]]
+        tables += [run / "busi" / "masks" / name / f"fold{fold}.csv" for name in REFINED]
         assert len(tables) == 4
         for path in tables:
             assert {row["case"] for row in rows(path)} == test

@@ -1,6 +1,6 @@
 """Compare every method with the reference, case by case."""
 
-from ultrarefiner.evaluation.summary import compare_methods
+from ultrarefiner.evaluation.comparisons import compare_methods
 from ultrarefiner.jobs import job
 
 with job(snakemake):

@@ -1,4 +1,4 @@
-"""Draw the best, median and worst cases."""
+"""Draw the best, median and worst cases, and those that failed."""
 
 from ultrarefiner.jobs import job
 from ultrarefiner.report.overlays import draw_overlays
@@ -9,5 +9,6 @@ with job(snakemake):
         entries=snakemake.params.entries,
         reference=snakemake.params.reference,
         count=snakemake.params.gallery,
+        failures=snakemake.params.failures,
         output=snakemake.output.overlays,
     )

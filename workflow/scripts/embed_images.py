@@ -1,4 +1,4 @@
-"""Encode the test images of a fold, as one view shows them, and index them on the shelf."""
+"""Encode the images of a part, as one view shows them, and index them on the shelf."""
 
 from ultrarefiner.jobs import job
 from ultrarefiner.refine.jobs import embed_images
@@ -10,7 +10,7 @@ with job(snakemake):
         options=snakemake.params.options,
         images=snakemake.input.images,
         splits=snakemake.input.splits,
-        fold=int(snakemake.wildcards.fold),
+        part=snakemake.wildcards.part,
         masks=snakemake.input.get("masks") or None,
         window=snakemake.params.window,
         shelf=snakemake.resources.shelf,

@@ -1,4 +1,4 @@
-"""Turn the masks of a fold into prompts."""
+"""Turn the masks of a part into prompts."""
 
 from ultrarefiner.config import PromptConfig
 from ultrarefiner.jobs import job
@@ -9,7 +9,7 @@ with job(snakemake):
         prompt=PromptConfig(**snakemake.params.prompt),
         name=snakemake.wildcards.prompt,
         splits=snakemake.input.splits,
-        fold=int(snakemake.wildcards.fold),
+        part=snakemake.wildcards.part,
         masks=snakemake.input.masks,
         output=snakemake.output.prompts,
     )

@@ -1,18 +1,18 @@
-"""Segment the test cases of a fold with the model that never saw them."""
+"""Segment the cases of a part with a model that never saw them."""
 
 from pathlib import Path
 
 from ultrarefiner.jobs import job
-from ultrarefiner.training.coarse import predict_coarse
+from ultrarefiner.training.prediction import predict_coarse
 
 with job(snakemake):
     predict_coarse(
         model=snakemake.input.model,
         card=snakemake.input.card,
+        threshold=snakemake.input.threshold,
         prepared=Path(snakemake.input.cases).parent,
         splits=snakemake.input.splits,
-        fold=int(snakemake.wildcards.fold),
-        protocol=snakemake.params.protocol,
-        device=snakemake.params.device,
+        part=snakemake.wildcards.part,
+        **dict(snakemake.params.items()),
         **dict(snakemake.output.items()),
     )

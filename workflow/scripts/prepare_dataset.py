@@ -9,5 +9,7 @@ with job(snakemake):
         layout=snakemake.params.layout,
         root=snakemake.params.root,
         include_empty=snakemake.params.include_empty,
+        options=snakemake.params.options,
+        curation=snakemake.params.curation,
         **dict(snakemake.output.items()),
     )

@@ -1,4 +1,4 @@
-"""Refine the masks of a fold with one refiner and one prompt mode."""
+"""Refine the masks of a part with one refiner and one prompt mode."""
 
 from ultrarefiner.jobs import job
 from ultrarefiner.refine.jobs import refine_masks

@@ -11,4 +11,5 @@ with job(snakemake):
         output=snakemake.output.splits,
         config=SplitsConfig(**snakemake.params.splits),
         folds_from=snakemake.params.folds_from,
+        official_test=snakemake.params.official_test,
     )

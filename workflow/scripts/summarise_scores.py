@@ -6,6 +6,7 @@ from ultrarefiner.jobs import job
 with job(snakemake):
     summarise_scores(
         tables=list(snakemake.input.tables),
+        overlaps=snakemake.input.overlaps,
         scores=snakemake.output.scores,
         summary=snakemake.output.summary,
         **dict(snakemake.params.items()),

@@ -12,7 +12,15 @@ from ultrarefiner.config.prompting import (
     WeightsConfig,
     WindowRecipe,
 )
-from ultrarefiner.config.study import CompareConfig, ReportConfig, StudyConfig, explain, load_config
+from ultrarefiner.config.study import (
+    CompareConfig,
+    PointsConfig,
+    ReportConfig,
+    StudyConfig,
+    explain,
+    load_config,
+    parse_section,
+)
 from ultrarefiner.config.training import AugmentConfig, CoarseConfig, LossConfig
 
 __all__ = [
@@ -27,6 +35,7 @@ __all__ = [
     "LossConfig",
     "NoiseConfig",
     "PhantomConfig",
+    "PointsConfig",
     "PromptConfig",
     "RefinerConfig",
     "ReportConfig",
@@ -37,4 +46,5 @@ __all__ = [
     "WindowRecipe",
     "explain",
     "load_config",
+    "parse_section",
 ]

@@ -32,17 +32,41 @@ class DatasetConfig(Section):
     layout: str | None = Field(
         None, description="Layout of the folder; the dataset's own name when absent."
     )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="The layout's own keys (abus, pairs, coco, manifest)."
+    )
+    role: Literal["train", "unseen"] = Field(
+        "train", description="`unseen`: no model trains on it; models of other datasets are tested."
+    )
     folds: Literal["made", "published"] = Field(
         "made", description="`published` takes the dataset's own folds (busbra: 5 or 10)."
     )
+    official_test: bool | None = Field(
+        None,
+        description="Hold out the dataset's official test part (abus, manifest with a column "
+        "`split`) instead of a share. Default: where the layout always has one (abus).",
+    )
     include_empty: bool = Field(
         False, description="Keep images without a lesion (BUSI normal/, blank masks)."
+    )
+    curation: str | None = Field(
+        None,
+        min_length=1,
+        description="YAML file that excludes or relabels cases, each with a reason.",
+    )
+    shares_images_with: list[str] = Field(
+        default_factory=list,
+        description="Datasets of the study known to hold some of the same images. Without this "
+        "equal images in two datasets are an error; with it they are kept apart: none is tested "
+        "by a model that trained on its copy.",
     )
 
     @model_validator(mode="after")
     def _one_source(self) -> DatasetConfig:
         if (self.root is None) == (self.phantom is None):
             raise ValueError("give either `root` (a folder) or `phantom` (synthetic images)")
+        if self.role == "unseen" and self.folds == "published":
+            raise ValueError("folds has no effect on a dataset of role `unseen`; remove it")
         return self
 
 
@@ -64,7 +88,12 @@ class SplitsConfig(Section):
         0.15, gt=0.0, lt=0.5, description="Share of the training groups kept for model selection."
     )
     holdout: float = Field(
-        0.0, ge=0.0, lt=0.5, description="Share of groups kept out of every fold; not scored."
+        0.0,
+        ge=0.0,
+        lt=0.5,
+        description="Share of each dataset's groups kept out of every fold and every phase; scored "
+        "by the model of each fold and by their ensemble. A dataset with an official test part "
+        "(`official_test`) keeps that out instead.",
     )
     seed: int = Field(123, ge=0, description="Seed of the folds.")
     protocol: Literal["nested", "seed"] = Field(

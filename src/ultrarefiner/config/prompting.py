@@ -158,6 +158,12 @@ class RefinerConfig(BaseModel):
         description="File, or name in the weights table, for families that need weights.",
     )
 
+    seen: list[str] | None = Field(
+        None,
+        description="Dataset layouts that weights of your own were trained on; [] for none. "
+        "Published weights have theirs on record.",
+    )
+
     @field_validator("weights")
     @classmethod
     def _one_spelling(cls, value: str | None) -> str | None:

@@ -30,6 +30,37 @@ class CompareConfig(Section):
     refine: dict[str, list[str]] = Field(
         default_factory=dict, description="Refiner: the prompt modes it runs with."
     )
+    cross: bool = Field(
+        False,
+        description="Test the models of each dataset and training set on every other dataset; "
+        "datasets of role `unseen` are always tested.",
+    )
+    ensembles: list[Literal["mean", "vote"]] = Field(
+        default_factory=lambda: ["mean", "vote"],
+        description="How the folds' models decide together on cases that none of them has seen: "
+        "`mean` of the probabilities, strict majority `vote` of the masks. [] for none; refined "
+        "masks are made from `mean`.",
+    )
+
+
+class PointsConfig(Section):
+    """Analysis of point prompts: where they fall, and what an error of some pixels costs."""
+
+    refiners: list[str] = Field(min_length=1, description="Refiners to analyse.")
+    sigmas: list[float] = Field(
+        default_factory=lambda: [5.0, 10.0, 20.0, 30.0, 50.0],
+        min_length=1,
+        description="Standard deviations of the Gaussian errors, in pixels of the image.",
+    )
+    draws: int = Field(5, ge=1, le=100, description="Errors drawn for each case and sigma.")
+    seed: int = Field(0, ge=0, description="Seed of the errors.")
+
+    @field_validator("sigmas")
+    @classmethod
+    def _ascending(cls, value: list[float]) -> list[float]:
+        if value != sorted(set(value)) or value[0] <= 0:
+            raise ValueError(f"sigmas: {value} must be positive and ascending")
+        return value
 
 
 class ReportConfig(Section):
@@ -37,6 +68,9 @@ class ReportConfig(Section):
 
     title: str = Field("UltraRefiner study", description="Title of the report.")
     gallery: int = Field(3, ge=1, le=20, description="Best, median and worst cases, each so many.")
+    failures: int = Field(
+        24, ge=0, le=200, description="Worst cases of each dataset in the gallery of failures."
+    )
     bootstrap: int = Field(2000, ge=200, description="Resamples of the confidence intervals.")
     seed: int = Field(0, ge=0, description="Seed of the resampling.")
 
@@ -49,11 +83,18 @@ class StudyConfig(Section):
         "auto", description="Where models run; `auto` takes a GPU when there is one."
     )
     datasets: dict[str, DatasetConfig] = Field(min_length=1, description="Datasets by name.")
+    trainsets: dict[str, list[str]] = Field(
+        default_factory=dict,
+        description="Unions of datasets that models train on too, beside each dataset alone: "
+        "`{all: [busi, busbra]}`. Fold k of a union is fold k of its members; its rows are called "
+        "`transunet@all`.",
+    )
     splits: SplitsConfig = Field(SplitsConfig(), description="Folds.")
     coarse: dict[str, CoarseConfig] = Field(min_length=1, description="Coarse models by name.")
     prompts: dict[str, PromptConfig] = Field(default_factory=dict, description="Prompt modes.")
     refiners: dict[str, RefinerConfig] = Field(default_factory=dict, description="Refiners.")
     compare: CompareConfig = Field(description="Methods to compare.")
+    points: PointsConfig | None = Field(None, description="Analysis of point prompts.")
     embeddings: EmbeddingsConfig = Field(EmbeddingsConfig(), description="Shelf of embeddings.")
     weights: WeightsConfig = Field(WeightsConfig(), description="Published weights.")
     report: ReportConfig = Field(ReportConfig(), description="Report.")
@@ -67,7 +108,7 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _names_are_plain(self) -> StudyConfig:
-        for section in ("datasets", "coarse", "prompts", "refiners"):
+        for section in ("datasets", "trainsets", "coarse", "prompts", "refiners"):
             for name in getattr(self, section):
                 if not NAME.fullmatch(name):
                     raise ValueError(
@@ -75,10 +116,11 @@ class StudyConfig(Section):
                         "by single underscores (it becomes a folder name)"
                     )
         for name in ("report", "logs", "benchmarks"):
-            if name in self.datasets:
-                raise ValueError(
-                    f"datasets: '{name}' is a folder of every run; choose another name"
-                )
+            for section in ("datasets", "trainsets"):
+                if name in getattr(self, section):
+                    raise ValueError(
+                        f"{section}: '{name}' is a folder of every run; choose another name"
+                    )
         return self
 
 
@@ -120,6 +162,27 @@ def explain(error: Any, model: type[BaseModel]) -> str:
         else f" (got {error['input']!r})"
     )
     return f"{where}: {message}{given}"
+
+
+def parse_section(model: type[Section] | None, values: Mapping[str, Any]) -> Section | None:
+    """Check the keys that a row of a registry takes.
+
+    Args:
+        model: The section that lists them; None: the row takes none.
+        values: The keys given.
+
+    Raises:
+        ConfigError: A key is unknown, missing or out of range; the message lists them all.
+    """
+    if model is None:
+        if values:
+            raise ConfigError(f"takes no options; remove {', '.join(values)}")
+        return None
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [explain(item, model).removeprefix("config: ") for item in error.errors()]
+        raise ConfigError("; ".join(lines)) from None
 
 
 def load_config(values: Mapping[str, Any]) -> StudyConfig:

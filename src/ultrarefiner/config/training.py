@@ -21,7 +21,12 @@ class AugmentConfig(Section):
 
     hflip: float = Field(0.5, ge=0.0, le=1.0, description="Probability of a left-right flip.")
     vflip: float = Field(0.5, ge=0.0, le=1.0, description="Probability of an up-down flip.")
-    rot90: float = Field(0.5, ge=0.0, le=1.0, description="Probability of a quarter turn (1 to 3).")
+    rot90: float = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        description="Probability of a quarter turn (1 to 3; a half turn where inputs are no square).",
+    )
     rotate: float = Field(
         0.0, ge=0.0, le=1.0, description="Probability of a rotation by a small angle."
     )
@@ -32,7 +37,24 @@ class CoarseConfig(Section):
     """A coarse segmentation model and its training."""
 
     model: str = Field("transunet", description="Model of the registry.")
-    image_size: int = Field(224, ge=32, le=1024, description="Input side in pixels; 16 divides it.")
+    image_size: int | Literal["auto"] = Field(
+        224,
+        description="Input side in pixels, 32 to 1024; 16 divides it. `auto`: height and width of "
+        "the median training image, as near as the network can take them (dynunet).",
+    )
+    size_cap: int = Field(
+        512, ge=64, le=1024, description="Largest side for `auto`; a power of two."
+    )
+    width: int | None = Field(
+        None,
+        ge=4,
+        le=128,
+        description="Channels of the first level, doubled at the next ones; default: unet 64, "
+        "dynunet 32. Fewer are faster.",
+    )
+    deep_supervision: bool | None = Field(
+        None, description="Supervise coarser outputs too (dynunet: yes by default)."
+    )
     init: Literal["imagenet21k", "random"] = Field(
         "imagenet21k", description="Starting weights; `random` only if you mean it."
     )
@@ -40,10 +62,14 @@ class CoarseConfig(Section):
         "resources/weights/R50+ViT-B_16.npz", description="File for `init: imagenet21k`."
     )
     epochs: int = Field(150, ge=1, description="Passes over the training cases.")
+    flips: bool = Field(
+        False, description="Predict the mean over the image and its three flips; costs 4 times."
+    )
     batch_size: int = Field(24, ge=1, description="Images in a step.")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer.")
     lr: float = Field(0.01, gt=0.0, description="First learning rate.")
     momentum: float = Field(0.9, ge=0.0, lt=1.0, description="Momentum (sgd).")
+    nesterov: bool = Field(False, description="Nesterov's momentum (sgd).")
     weight_decay: float = Field(1e-4, ge=0.0, description="Weight decay.")
     power: float = Field(0.9, ge=0.0, description="lr * (1 - step / steps) ** power.")
     loss: LossConfig = Field(LossConfig(), description="Loss weights.")
@@ -59,13 +85,26 @@ class CoarseConfig(Section):
     seed: int = Field(42, ge=0, description="Seed of weights, order and augmentation.")
     tensorboard: bool = Field(False, description="Also write TensorBoard events.")
 
-    @field_validator("image_size")
+    @field_validator("image_size", mode="before")
     @classmethod
-    def _divisible(cls, value: int) -> int:
+    def _a_size(cls, value: Any) -> Any:
+        if value == "auto":
+            return value
+        if isinstance(value, bool) or not isinstance(value, int) or not 32 <= value <= 1024:
+            raise ValueError(
+                f"image_size {value!r} is neither a side from 32 to 1024 pixels nor `auto`"
+            )
         if value % 16:
             raise ValueError(
                 f"image_size {value} is not divisible by 16; try {round(value / 16) * 16}"
             )
+        return value
+
+    @field_validator("size_cap")
+    @classmethod
+    def _a_power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError(f"size_cap {value} is not a power of two; try 256 or 512")
         return value
 
     def recipe(self) -> dict[str, Any]:
@@ -73,9 +112,20 @@ class CoarseConfig(Section):
 
         Left out: how fast and how loudly it runs, and keys that have no effect beside others.
         """
-        idle: dict[str, Any] = {"workers": True, "threads": True, "tensorboard": True}
+        idle: dict[str, Any] = {
+            "workers": True,
+            "threads": True,
+            "tensorboard": True,
+            "flips": True,  # of predictions, not of the training
+        }
         if self.optimizer != "sgd":
             idle["momentum"] = True
+        if self.optimizer != "sgd" or not self.nesterov:
+            idle["nesterov"] = True
+        if self.image_size != "auto":
+            idle["size_cap"] = True
+        # The models' own; left out, a study of before these keys keeps its trained models.
+        idle |= {key: True for key in ("width", "deep_supervision") if getattr(self, key) is None}
         if self.init == "random":
             idle["pretrained"] = True
         if self.augment.rotate == 0.0:
@@ -83,7 +133,9 @@ class CoarseConfig(Section):
         return self.model_dump(mode="json", exclude=idle)
 
     @model_validator(mode="after")
-    def _loss_has_a_term(self) -> CoarseConfig:
+    def _keys_fit_each_other(self) -> CoarseConfig:
         if self.loss.ce + self.loss.dice == 0.0:
             raise ValueError("loss: ce and dice cannot both be 0")
+        if self.nesterov and self.optimizer == "sgd" and self.momentum == 0.0:
+            raise ValueError("nesterov: needs a momentum above 0")
         return self

@@ -7,13 +7,66 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from ultrarefiner.config import Section, parse_section
 from ultrarefiner.errors import DatasetError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 NO_LESION = "normal"
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _SHOWN = 8
+
+
+@dataclass(frozen=True)
+class RawImage:
+    """Decoded pixels of an image, before anything is aligned.
+
+    Attributes:
+        pixels: uint8, (H, W) gray or (H, W, 3) RGB.
+        mode: What the file held, in a word: a Pillow mode, "DICOM", "NRRD slice".
+        deepest: Largest value of a file deeper than 8 bits; None for others.
+        notes: What was done to get 8 bits, where that says more than `deepest`.
+        spacing: (row, column) size of a pixel in mm; None where the file does not tell.
+    """
+
+    pixels: np.ndarray
+    mode: str
+    deepest: int | None = None
+    notes: tuple[str, ...] = ()
+    spacing: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class RawMask:
+    """Decoded pixels of one mask, not yet thresholded.
+
+    Attributes:
+        name: What to call it in a message: its path, with the annotation or slice.
+        gray: uint8 (h, w); lesion from 128 on.
+        mode: What the file held, in a word.
+        notes: What is worth a note with the case.
+    """
+
+    name: str
+    gray: np.ndarray
+    mode: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the files of a case become pixels, where they are not plain image files.
+
+    Attributes:
+        image: Decodes the image of a case; raises DatasetError.
+        masks: Decodes its masks, one for each lesion or one for all; raises DatasetError.
+    """
+
+    image: Callable[[Case], RawImage]
+    masks: Callable[[Case], list[RawMask]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +79,10 @@ class Case:
         masks: Raw mask files, one for each lesion; empty only for an image known to have none.
         patient: Patient in the dataset's own numbering, None where the dataset does not tell.
         label: Class ("benign", "malignant", "normal"), None where the dataset does not tell.
+        spacing: (row, column) size of a pixel in mm, where a table beside the image tells it.
+        split: Part of the dataset's official division ("train", "validation", "test"), if any.
+        part: What of the files is meant: a slice of a volume, an image of an annotation file.
+        reader: How the files are decoded; None for plain image files with 0/255 masks.
     """
 
     id: str
@@ -33,6 +90,10 @@ class Case:
     masks: tuple[Path, ...]
     patient: str | None = None
     label: str | None = None
+    spacing: tuple[float, float] | None = None
+    split: str | None = None
+    part: str | None = None
+    reader: Reader | None = None
 
 
 @dataclass
@@ -58,28 +119,41 @@ class Listing:
 
 @dataclass(frozen=True)
 class DatasetRow:
-    """A public dataset: how its folder is read, what was published about it, and its terms.
+    """A dataset layout: how its folder is read, what was published about it, and its terms.
 
     Attributes:
         title: Name in the field.
-        adapter: `adapter(root) -> Listing`, or its "module:attribute"; raises DatasetError when
-            the root holds no such dataset.
+        adapter: `adapter(root, options) -> Listing`, or its "module:attribute"; without `options`
+            where the row has none. Raises DatasetError when the root holds no such dataset.
         expects: What the folder holds, for messages.
-        counts: Published counts; the keys are "images", "patients" or a class label.
+        counts: Published counts; the keys are "images", "patients", "lesions" (images that show
+            one) or a class label. Empty for a layout of the user's own files.
         source: Where to get it.
         terms: Licence or conditions of use.
         citation: Paper to cite.
         published_folds: Numbers of folds of the partitions that come with it.
+        official_test: Whether it comes with a test part that nobody trains on.
+        options: Keys that `datasets.NAME.options` takes, with defaults; None: the row takes none.
     """
 
     title: str
-    adapter: Callable[[Path], Listing] | str
+    adapter: Callable[..., Listing] | str
     expects: str
     counts: Mapping[str, int]
     source: str
     terms: str
     citation: str
     published_folds: tuple[int, ...] = ()
+    official_test: bool = False
+    options: type[Section] | None = None
+
+    def parse_options(self, values: Mapping[str, Any]) -> Section | None:
+        """Check a row's own keys.
+
+        Raises:
+            ConfigError: A key is unknown, missing or out of range; the message lists them all.
+        """
+        return parse_section(self.options, values)
 
 
 def slug(text: str) -> str:

@@ -85,7 +85,7 @@ ROW = DatasetRow(
     title=_TITLE,
     adapter=list_busi,
     expects=_EXPECTS,
-    counts={"images": 780, "benign": 437, "malignant": 210, "normal": 133},
+    counts={"images": 780, "lesions": 647, "benign": 437, "malignant": 210, "normal": 133},
     source="https://scholar.cu.edu.eg/?q=afahmy/pages/dataset",
     terms="no licence stated by the authors; cite the paper",
     citation="Al-Dhabyani et al. Dataset of breast ultrasound images. Data in Brief 28, 104863 "

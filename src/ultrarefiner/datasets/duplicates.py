@@ -9,7 +9,9 @@ change.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import combinations
 
 import cv2
 import numpy as np
@@ -18,6 +20,9 @@ from scipy.sparse.csgraph import connected_components
 
 NO_STRUCTURE = 0
 """Hash of an image without low-frequency structure: it resembles nothing, by definition."""
+
+MAX_DISTANCE = 4
+"""Largest Hamming distance between the hashes of images that look alike."""
 
 _SIDE = 32
 _BITS = 64
@@ -72,7 +77,7 @@ def cluster_duplicates(
     ids: Sequence[str],
     pixel_hashes: Sequence[str],
     perceptual_hashes: Sequence[int],
-    max_distance: int = 4,
+    max_distance: int = MAX_DISTANCE,
 ) -> dict[str, str]:
     """Group images that are duplicates of each other, directly or through others.
 
@@ -93,20 +98,57 @@ def cluster_duplicates(
     if count == 0:
         return {}
     first_with: dict[str, int] = {}
-    pairs = [
-        np.array([[first_with.setdefault(value, i), i] for i, value in enumerate(pixel_hashes)])
-    ]
-    known = np.flatnonzero([value != NO_STRUCTURE for value in perceptual_hashes])
-    signs = _signs([perceptual_hashes[i] for i in known])
-    for start in range(0, len(known), _BLOCK):
-        # The product of two rows of signs is 64 - 2 * their Hamming distance.
-        product = signs[start : start + _BLOCK] @ signs.T
-        near = np.argwhere(product >= _BITS - 2 * max_distance)
-        pairs.append(known[near + np.array([start, 0])])
-    rows, columns = np.concatenate(pairs).T
+    equal = np.array([[first_with.setdefault(value, i), i] for i, value in enumerate(pixel_hashes)])
+    rows, columns = np.concatenate([equal, _alike(perceptual_hashes, max_distance)]).T
     graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count))
     component = connected_components(graph, directed=False)[1]
     smallest: dict[int, str] = {}
     for case, label in sorted(zip(ids, component.tolist(), strict=True)):
         smallest.setdefault(label, case)
     return {case: smallest[label] for case, label in zip(ids, component.tolist(), strict=True)}
+
+
+def similar_pairs(
+    pixel_hashes: Sequence[str],
+    perceptual_hashes: Sequence[int],
+    max_distance: int = MAX_DISTANCE,
+) -> list[tuple[int, int, bool]]:
+    """Return the pairs of images that are the same picture, not through others.
+
+    Args:
+        pixel_hashes: `pixel_sha256` of each image.
+        perceptual_hashes: `perceptual_hash` of each.
+        max_distance: Largest Hamming distance.
+
+    Returns:
+        Sorted (i, j, equal) with i < j: `equal` where the pixels are, else they only look alike.
+    """
+    same: dict[str, list[int]] = defaultdict(list)
+    for index, value in enumerate(pixel_hashes):
+        same[value].append(index)
+    found = {tuple(pair): False for pair in _alike(perceptual_hashes, max_distance).tolist()}
+    for indices in same.values():
+        found |= dict.fromkeys(combinations(indices, 2), True)
+    return sorted((i, j, equal) for (i, j), equal in found.items())
+
+
+def count_look_alikes(pixel_hashes: Sequence[str], perceptual_hashes: Sequence[int]) -> list[int]:
+    """Return for each image how many others have equal pixels or look like it."""
+    counts = [0] * len(pixel_hashes)
+    for i, j, _ in similar_pairs(pixel_hashes, perceptual_hashes):
+        counts[i] += 1
+        counts[j] += 1
+    return counts
+
+
+def _alike(hashes: Sequence[int], max_distance: int) -> np.ndarray:
+    """Return the pairs i < j of hashes that differ in few bits, int (N, 2)."""
+    known = np.flatnonzero([value != NO_STRUCTURE for value in hashes])
+    signs = _signs([hashes[i] for i in known])
+    pairs = [np.zeros((0, 2), np.int64)]
+    for start in range(0, len(known), _BLOCK):
+        # The product of two rows of signs is 64 - 2 * their Hamming distance.
+        product = signs[start : start + _BLOCK] @ signs[start:].T
+        near = np.argwhere(product >= _BITS - 2 * max_distance)
+        pairs.append(known[near[near[:, 0] < near[:, 1]] + start])
+    return np.concatenate(pairs)

@@ -6,13 +6,27 @@ A new dataset is one module with a `ROW` and one line in `DATASETS`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ultrarefiner.datasets import busbra, busi, stu
+from ultrarefiner.datasets import (
+    abus,
+    bus,
+    bus_uc,
+    bus_uclm,
+    busbra,
+    busi,
+    coco,
+    manifest,
+    pairs,
+    stu,
+    udiat,
+)
 from ultrarefiner.datasets.base import IMAGE_SUFFIXES, Case, DatasetRow, Listing, shorten, slug
 from ultrarefiner.datasets.reading import load_case, map_cases, why_empty
-from ultrarefiner.errors import DatasetError
+from ultrarefiner.errors import ConfigError, DatasetError
 from ultrarefiner.registry import Registry, resolve
 
 _logger = logging.getLogger(__name__)
@@ -20,35 +34,53 @@ _logger = logging.getLogger(__name__)
 DATASETS: Registry[DatasetRow] = Registry(
     "dataset layout",
     {
+        "abus": abus.ROW,
+        "bus": bus.ROW,
+        "bus_uc": bus_uc.ROW,
+        "bus_uclm": bus_uclm.ROW,
         "busbra": busbra.ROW,
         "busi": busi.ROW,
+        "coco": coco.ROW,
+        "manifest": manifest.ROW,
+        "pairs": pairs.ROW,
         "stu": stu.ROW,
+        "udiat": udiat.ROW,
     },
 )
 
 
-def list_cases(layout: str, root: str | Path, name: str | None = None) -> Listing:
-    """List a dataset without reading pixels.
+def list_cases(
+    layout: str,
+    root: str | Path,
+    name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Listing:
+    """List a dataset without reading images.
 
     Args:
         layout: Row of `DATASETS`.
         root: Folder of the dataset as downloaded.
         name: Name of the dataset in the study, which begins the case ids; default `layout`.
+        options: The layout's own keys, where it takes some.
 
     Returns:
         The listing, its cases sorted by id, problems included.
 
     Raises:
-        ConfigError: The layout is unknown.
+        ConfigError: The layout is unknown, or does not take these options.
         DatasetError: The folder is not of this layout.
     """
     row = DATASETS[layout]
     adapter = resolve(row.adapter) if isinstance(row.adapter, str) else row.adapter
-    listing = adapter(Path(root))
+    try:
+        parsed = row.parse_options(options or {})
+    except ConfigError as error:
+        raise ConfigError(f"options of layout {layout}: {error}") from None
+    listing = adapter(Path(root)) if row.options is None else adapter(Path(root), parsed)
     ids: dict[str, str] = {}
     first: dict[str, Path] = {}
     cases = []
-    for case in sorted(listing.cases, key=lambda case: case.image):
+    for case in sorted(listing.cases, key=lambda case: (case.image, case.part or "")):
         words = slug(case.id)
         case_id = f"{name or layout}__{words}"
         if not words:
@@ -70,7 +102,11 @@ def list_cases(layout: str, root: str | Path, name: str | None = None) -> Listin
 
 
 def find_cases(
-    layout: str, root: str | Path, include_empty: bool = False, name: str | None = None
+    layout: str,
+    root: str | Path,
+    include_empty: bool = False,
+    name: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> list[Case]:
     """Find the cases of a dataset and make sure, by decoding them, that all files can be used.
 
@@ -79,6 +115,7 @@ def find_cases(
         root: Folder of the dataset as downloaded.
         include_empty: Keep images without a lesion (BUSI normal/, blank masks).
         name: Name of the dataset in the study, which begins the case ids; default `layout`.
+        options: The layout's own keys, where it takes some.
 
     Returns:
         Cases sorted by id. Files that belong to no case are named in a logged warning.
@@ -87,7 +124,7 @@ def find_cases(
         ConfigError: The layout is unknown.
         DatasetError: Something is missing, unreadable or contradictory; lists all problems.
     """
-    listing = list_cases(layout, root, name)
+    listing = list_cases(layout, root, name, options)
     for line in [*listing.warnings, *unexpected_files(layout, listing)]:
         _logger.warning("%s", line)
     problems = list(listing.problems)

@@ -25,7 +25,13 @@ COLUMNS = [
     "spacing_x_mm",
     "sha256",
     "note",
+    "split",
+    "overlay",
+    "border",
+    "look_alikes",
+    "appearance",
 ]
+_YES_OR_NO = {"yes": True, "no": False}
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,8 @@ class CaseRow:
 
     Attributes:
         case: Case id.
-        image: Raw image file, relative to the dataset's root.
+        image: Raw image file, relative to the dataset's root; "file#part" where the file holds
+            several images.
         mask: Raw mask files, relative to the dataset's root, joined by ";".
         height: Image height in pixels.
         width: Image width in pixels.
@@ -45,6 +52,11 @@ class CaseRow:
         spacing_x_mm: Width of a pixel in mm.
         sha256: SHA-256 of the decoded pixels.
         note: What differs from a plain pair of files.
+        split: Part of the dataset's official division: "train", "validation" or "test".
+        overlay: Marks burned into the image: a value of `quality.OVERLAYS`.
+        border: Whether black borders stand beside the scan.
+        look_alikes: Other cases of the dataset with equal pixels or of the same appearance.
+        appearance: Perceptual hash of the image.
     """
 
     case: str
@@ -59,6 +71,11 @@ class CaseRow:
     spacing_x_mm: float | None
     sha256: str
     note: str
+    split: str | None
+    overlay: str
+    border: bool
+    look_alikes: int
+    appearance: int
 
 
 def read_cases(path: str | Path) -> list[CaseRow]:
@@ -101,7 +118,18 @@ def _case_row(row: dict[str, str]) -> CaseRow:
         spacing_x_mm=float(row["spacing_x_mm"]) if row["spacing_x_mm"] else None,
         sha256=row["sha256"],
         note=row["note"],
+        split=row["split"] or None,
+        overlay=row["overlay"],
+        border=_yes_or_no(row["border"]),
+        look_alikes=int(row["look_alikes"]),
+        appearance=int(row["appearance"], 16),
     )
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in _YES_OR_NO:
+        raise ValueError(f"'{text}' is neither yes nor no")
+    return _YES_OR_NO[text]
 
 
 def read_prepared(prepared: str | Path, case: str) -> tuple[np.ndarray, np.ndarray]:

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ultrarefiner.datasets.phantom_image import Phantom, draw_phantom, draw_scene
-from ultrarefiner.datasets.phantom_layouts import (
-    Layout,
-    write_busbra,
-    write_busi,
-    write_stu,
+from ultrarefiner.datasets.phantoms.bus_uclm import write_bus_uclm
+from ultrarefiner.datasets.phantoms.coco import write_coco
+from ultrarefiner.datasets.phantoms.drawing import Phantom, draw_phantom, draw_scene
+from ultrarefiner.datasets.phantoms.files import Layout
+from ultrarefiner.datasets.phantoms.folders import write_busbra, write_busi, write_stu
+from ultrarefiner.datasets.phantoms.manifest import write_manifest
+from ultrarefiner.datasets.phantoms.pairs import (
+    write_bus,
+    write_bus_uc,
+    write_pairs,
+    write_udiat,
 )
+from ultrarefiner.datasets.phantoms.volumes import write_abus
 from ultrarefiner.errors import ConfigError, OutputError
 from ultrarefiner.io import atomic_directory, write_json
 from ultrarefiner.registry import Registry
@@ -30,6 +36,14 @@ LAYOUTS: Registry[Layout] = Registry(
         "busi": Layout("benign/, malignant/ and normal/ with `benign (1)_mask.png`", write_busi),
         "busbra": Layout("Images/, Masks/, bus_data.csv and the tables of folds", write_busbra),
         "stu": Layout("Hospital/ with 128 x 128 images and larger masks", write_stu),
+        "bus": Layout("BUS/original and BUS/GT", write_bus),
+        "udiat": Layout("UDIAT/original and UDIAT/GT; odd: two images of `bus`", write_udiat),
+        "bus_uc": Layout("BUS_UC/All, repeated in Benign/ and Malignant/", write_bus_uc),
+        "bus_uclm": Layout("BUS-UCLM/images, and masks/ in green and red", write_bus_uclm),
+        "pairs": Layout("images/ and masks/ with files of one name", write_pairs),
+        "abus": Layout("Train/, Validation/ and Test/ with NRRD volumes", write_abus),
+        "coco": Layout("images/ and annotations.json with polygons and run lengths", write_coco),
+        "manifest": Layout("manifest.csv and files of many kinds", write_manifest),
     },
 )
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ultrarefiner.datasets.base import Case, slug
-from ultrarefiner.datasets.duplicates import cluster_duplicates, perceptual_hash, pixel_sha256
+from ultrarefiner.datasets.curation import Decisions, decide
+from ultrarefiner.datasets.duplicates import (
+    cluster_duplicates,
+    count_look_alikes,
+    perceptual_hash,
+    pixel_sha256,
+)
 from ultrarefiner.datasets.groups import join
 from ultrarefiner.datasets.layouts import list_cases, unexpected_files, unusable
 from ultrarefiner.datasets.loader import COLUMNS
+from ultrarefiner.datasets.quality import Quality, assess_quality
 from ultrarefiner.datasets.reading import load_case, map_cases, why_empty
 from ultrarefiner.errors import DatasetError
 from ultrarefiner.images import write_mask, write_png
@@ -33,6 +41,8 @@ class _Prepared:
     sha256: str
     appearance: int
     notes: tuple[str, ...]
+    spacing: tuple[float, float] | None
+    quality: Quality
 
 
 def prepare_dataset(
@@ -46,6 +56,8 @@ def prepare_dataset(
     npz: str | Path,
     images: str | Path,
     masks: str | Path,
+    options: Mapping[str, Any] | None = None,
+    curation: str | Path | None = None,
 ) -> None:
     """Read a raw dataset once and write it in the project's own form.
 
@@ -61,23 +73,29 @@ def prepare_dataset(
             relative to `root`, several masks joined by ";". `sha256` is of the decoded pixels.
             `group` joins what must not be parted: images of one patient, equal pixels, and
             near-duplicates where the patient is not known. Sizes in `note` are height x width.
+            `look_alikes` counts other cases of equal pixels or alike appearance, known patient or
+            not. `appearance` is the perceptual hash in 16 hex digits.
         published_folds: CSV to write: `case, folds, fold` (fold from 0); only a header where the
             dataset has none.
-        excluded: CSV to write: `case, image, reason` ("normal" or "blank mask").
+        excluded: CSV to write: `case, image, reason` ("normal", "blank mask", "curation: ...").
         npz: Folder to write: `{case}.npz` with `image` uint8 (H, W, 3) RGB, `label` uint8 (H, W)
             in {0, 1}, `original_size` int64 [H, W].
         images: Folder to write: the same images as PNG.
         masks: Folder to write: the same labels as PNG of 0 and 255.
+        options: The layout's own keys.
+        curation: File that leaves cases out, unread, and corrects classes; see `curation`.
 
     Raises:
-        ConfigError: The layout is unknown.
+        ConfigError: The layout is unknown, its options are wrong, or the curation file is.
         DatasetError: The dataset cannot be used; lists all problems, and writes nothing.
     """
     root = Path(root)
-    listing = list_cases(layout, root, name)
+    listing = list_cases(layout, root, name, options)
+    decisions = decide(curation, listing.cases)
     for line in [*listing.warnings, *unexpected_files(layout, listing)]:
         _logger.warning("%s", line)
-    problems = list(listing.problems)
+    problems = [*listing.problems, *decisions.problems]
+    wanted = [case for case in listing.cases if case.id not in decisions.excluded]
     done: list[_Prepared] = []
     with (
         atomic_directory(npz) as npz_folder,
@@ -88,7 +106,7 @@ def prepare_dataset(
         def prepare(case: Case) -> _Prepared:
             return _prepare_case(case, include_empty, npz_folder, image_folder, mask_folder)
 
-        for result in map_cases(prepare, listing.cases):
+        for result in map_cases(prepare, wanted):
             if isinstance(result, DatasetError):
                 problems += result.problems
             else:
@@ -102,14 +120,21 @@ def prepare_dataset(
         if problems:
             raise unusable(layout, root, problems)
     groups = _group(name, kept)
-    write_rows(cases, COLUMNS, [_row(item, groups[item.case.id], root) for item in kept])
+    alike = count_look_alikes([item.sha256 for item in kept], [item.appearance for item in kept])
+    rows = [
+        _row(item, groups[item.case.id], count, decisions, root)
+        for item, count in zip(kept, alike, strict=True)
+    ]
+    write_rows(cases, COLUMNS, rows)
+    reasons = {item.case.id: item.excluded for item in done if item.excluded is not None}
+    reasons |= {case: f"curation: {reason}" for case, reason in decisions.excluded.items()}
     write_rows(
         excluded,
         ["case", "image", "reason"],
         [
-            {"case": item.case.id, "image": _raw(item.case.image, root), "reason": item.excluded}
-            for item in done
-            if item.excluded is not None
+            {"case": case.id, "image": _raw_image(case, root), "reason": reasons[case.id]}
+            for case in listing.cases
+            if case.id in reasons
         ],
     )
     ids = {item.case.id for item in kept}
@@ -122,7 +147,7 @@ def prepare_dataset(
             if case in ids
         ],
     )
-    _logger.info("%s: %d cases prepared, %d left out", name, len(kept), len(done) - len(kept))
+    _logger.info("%s: %d cases prepared, %d left out", name, len(kept), len(reasons))
 
 
 def _prepare_case(
@@ -142,29 +167,51 @@ def _prepare_case(
         write_png(images / f"{case.id}.png", image)
         write_mask(masks / f"{case.id}.png", label > 0)
     return _Prepared(
-        case, reason, height, width, pixel_sha256(image), perceptual_hash(image), pixels.notes
+        case,
+        reason,
+        height,
+        width,
+        pixel_sha256(image),
+        perceptual_hash(image),
+        pixels.notes,
+        pixels.spacing,
+        assess_quality(image),
     )
 
 
 def _raw(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
+    # A table may name files outside of the folder that it lies in.
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
-def _row(item: _Prepared, group: str, root: Path) -> dict[str, str | int]:
+def _raw_image(case: Case, root: Path) -> str:
+    return _raw(case.image, root) + (f"#{case.part}" if case.part else "")
+
+
+def _row(
+    item: _Prepared, group: str, look_alikes: int, decisions: Decisions, root: Path
+) -> dict[str, str | int | float]:
     case = item.case
+    spacing_y, spacing_x = item.spacing or ("", "")
+    note = decisions.notes.get(case.id)
     return {
         "case": case.id,
-        "image": _raw(case.image, root),
+        "image": _raw_image(case, root),
         "mask": ";".join(_raw(path, root) for path in case.masks),
         "height": item.height,
         "width": item.width,
         "patient": case.patient or "",
         "group": group,
-        "label": case.label or "",
-        "spacing_y_mm": "",
-        "spacing_x_mm": "",
+        "label": decisions.labels.get(case.id, case.label or ""),
+        "spacing_y_mm": spacing_y,
+        "spacing_x_mm": spacing_x,
         "sha256": item.sha256,
-        "note": "; ".join(item.notes),
+        "note": "; ".join([*item.notes, *([note] if note else [])]),
+        "split": case.split or "",
+        "overlay": item.quality.overlay,
+        "border": "yes" if item.quality.border else "no",
+        "look_alikes": look_alikes,
+        "appearance": f"{item.appearance:016x}",
     }
 
 

@@ -3,7 +3,8 @@
 The rule for masks: alpha is dropped, colours become gray (Rec. 601 luma), gray >= 128 is lesion;
 a mask of another size is brought to the image's size before the threshold, and a lesion smaller
 than a pixel of the image keeps one; several masks of one image are OR-ed after it. Masks that hold
-other values (class indices, 0/1, a heat map, the image itself) are refused.
+other values (class indices, 0/1, a heat map, the image itself) are refused. A layout whose files
+say lesion in another way brings a reader that gives such grays; all that follows is the same.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ultrarefiner.datasets.base import NO_LESION, Case
+from ultrarefiner.datasets.base import NO_LESION, Case, RawImage, RawMask
 from ultrarefiner.datasets.mask_values import THRESHOLD, mask_problem
 from ultrarefiner.errors import DatasetError
 
@@ -49,9 +50,10 @@ class CasePixels:
         image: uint8 (H, W, 3) RGB.
         label: uint8 (H, W) in {0, 1}, aligned to the image.
         notes: What differs from a plain pair ("mask resized from 420x420", "3 masks").
-        modes: Pillow modes of the image and of each mask.
+        modes: What the file of the image held, and that of each mask: mostly Pillow modes.
         deepest: Largest value of a 16-bit image before its reduction, None for others.
         kept: Lesions that alignment would have averaged away, kept as one pixel each.
+        spacing: (row, column) size of a pixel in mm; None where neither table nor file tells.
     """
 
     image: np.ndarray
@@ -60,13 +62,14 @@ class CasePixels:
     modes: tuple[str, ...]
     deepest: int | None = None
     kept: int = 0
+    spacing: tuple[float, float] | None = None
 
 
 def decode(path: Path) -> tuple[np.ndarray, str]:
     """Decode an image file completely.
 
     Args:
-        path: PNG, JPEG or BMP of any bit depth, with or without palette and alpha.
+        path: PNG, JPEG, BMP or TIFF of any bit depth, with or without palette and alpha.
 
     Returns:
         uint8 pixels, (H, W) for gray or (H, W, 3) for RGB, alpha dropped; 16-bit gray is divided
@@ -75,22 +78,27 @@ def decode(path: Path) -> tuple[np.ndarray, str]:
     Raises:
         DatasetError: The file is absent, damaged, truncated or not an image.
     """
-    return _decode(path)[:2]
+    raw = decode_image(path)
+    return raw.pixels, raw.mode
 
 
-def _decode(path: Path) -> tuple[np.ndarray, str, int | None]:
+def decode_image(path: Path) -> RawImage:
     """Return what `decode` does, and the largest value of a 16-bit file."""
     try:
         with Image.open(path) as file:
+            if file.format == "TIFF" and getattr(file, "n_frames", 1) > 1:
+                raise DatasetError(
+                    f"{path}: holds {file.n_frames} images; save each as a file of its own"
+                )
             file.load()
             if not file.mode.startswith("I"):
-                return _to_uint8(file), file.mode, None
+                return RawImage(_to_uint8(file), file.mode)
             deep = np.asarray(file).astype(np.int64)
             lowest, deepest = int(deep.min()), int(deep.max())
             if lowest < 0 or deepest > 65535:
                 raise ValueError(f"values from {lowest} to {deepest} are not 16-bit gray")
             scaled = np.rint(deep / 257) if deepest > 255 else deep
-            return scaled.astype(np.uint8), file.mode, deepest
+            return RawImage(scaled.astype(np.uint8), file.mode, deepest)
     except _DECODING_ERRORS as error:
         raise DatasetError(
             f"{path}: cannot be decoded ({error}); the file is damaged, truncated or not an "
@@ -126,16 +134,20 @@ def read_gray_mask(path: Path) -> tuple[np.ndarray, str]:
     """
     pixels, mode = decode(path)
     gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.ndim == 3 else pixels
-    if gray.any() and gray.max() < THRESHOLD:
-        colour = pixels.ndim == 3 and bool((np.ptp(pixels, axis=2) > 0).any())
-        what = "the lesion is painted in a colour whose gray" if colour else "its largest gray"
-        raise DatasetError(
-            f"{path}: not a 0/255 mask: {what} value is {gray.max()}, lesions are gray >= "
-            f"{THRESHOLD}; save the lesion as 255 and the background as 0"
-        )
-    if problem := mask_problem(gray):
+    colour = pixels.ndim == 3 and bool((np.ptp(pixels, axis=2) > 0).any())
+    if problem := _gray_problem(gray, colour):
         raise DatasetError(f"{path}: not a 0/255 mask: {problem}")
     return gray, mode
+
+
+def _gray_problem(gray: np.ndarray, colour: bool = False) -> str | None:
+    if gray.any() and gray.max() < THRESHOLD:
+        what = "the lesion is painted in a colour whose gray" if colour else "its largest gray"
+        return (
+            f"{what} value is {gray.max()}, lesions are gray >= {THRESHOLD}; save the lesion as "
+            "255 and the background as 0"
+        )
+    return mask_problem(gray)
 
 
 def align_mask(gray: np.ndarray, height: int, width: int) -> tuple[np.ndarray, int]:
@@ -177,65 +189,90 @@ def load_case(case: Case) -> CasePixels:
         DatasetError: A file cannot be used; `problems` lists them all.
     """
     problems: list[str] = []
-    image, size, deepest, modes = None, None, None, []
+    raw, size = None, None
     try:
-        pixels, mode, deepest = _decode(case.image)
-        image, size = _rgb(pixels), pixels.shape[:2]
-        modes.append(mode)
+        raw = case.reader.image(case) if case.reader else decode_image(case.image)
+        size = raw.pixels.shape[:2]
     except DatasetError as error:
-        problems.append(str(error))
+        problems += error.problems or [str(error)]
     label = np.zeros(size or (1, 1), bool)
     resized: list[str] = []
     kept = 0
-    for path in case.masks:
-        try:
-            gray, mode = read_gray_mask(path)
-        except DatasetError as error:
-            problems.append(str(error))
-            continue
-        modes.append(mode)
+    masks = _read_masks(case, problems)
+    for mask in masks:
         if size is None:
             continue
-        if not _same_shape(gray.shape, size):
-            problems.append(_other_shape(path, gray.shape, case.image, size))
+        if not _same_shape(mask.gray.shape, size):
+            problems.append(_other_shape(mask, case.image, size))
             continue
-        if gray.shape != size:
-            resized.append(f"{gray.shape[0]}x{gray.shape[1]}")
-        aligned, lost = align_mask(gray, *size)
+        if mask.gray.shape != size:
+            resized.append(f"{mask.gray.shape[0]}x{mask.gray.shape[1]}")
+        aligned, lost = align_mask(mask.gray, *size)
         label |= aligned
         kept += lost
     if problems:
         raise DatasetError(f"{case.image.name} cannot be used:", problems)
-    notes = _notes(case, deepest, resized, kept, label.any())
-    return CasePixels(image, label.astype(np.uint8), notes, tuple(modes), deepest, kept)
+    return CasePixels(
+        _rgb(raw.pixels),
+        label.astype(np.uint8),
+        _notes(raw, masks, resized, kept, label.any()),
+        (raw.mode, *(mask.mode for mask in masks)),
+        raw.deepest,
+        kept,
+        case.spacing or raw.spacing,
+    )
+
+
+def _read_masks(case: Case, problems: list[str]) -> list[RawMask]:
+    """Return the masks of a case that can be used, and add what is wrong with the others."""
+    found: list[RawMask] = []
+    if case.reader is None:
+        for path in case.masks:
+            try:
+                found.append(RawMask(str(path), *read_gray_mask(path)))
+            except DatasetError as error:
+                problems.append(str(error))
+        return found
+    try:
+        masks = case.reader.masks(case)
+    except DatasetError as error:
+        problems += error.problems or [str(error)]
+        return found
+    for mask in masks:
+        if problem := _gray_problem(mask.gray):
+            problems.append(f"{mask.name}: not a 0/255 mask: {problem}")
+        else:
+            found.append(mask)
+    return found
 
 
 def _same_shape(mask: tuple[int, ...], image: tuple[int, int]) -> bool:
     return abs(mask[1] * image[0] / (mask[0] * image[1]) - 1.0) <= _ASPECT_TOLERANCE
 
 
-def _other_shape(
-    mask: Path, mask_size: tuple[int, ...], image: Path, image_size: tuple[int, int]
-) -> str:
+def _other_shape(mask: RawMask, image: Path, image_size: tuple[int, int]) -> str:
+    height, width = mask.gray.shape
     return (
-        f"{mask}: its size {mask_size[0]}x{mask_size[1]} (height x width) has another aspect ratio "
+        f"{mask.name}: its size {height}x{width} (height x width) has another aspect ratio "
         f"than {image_size[0]}x{image_size[1]} of {image}: they do not show the same; restore the "
         "right mask, or move both files away"
     )
 
 
 def _notes(
-    case: Case, deepest: int | None, resized: list[str], kept: int, lesion: bool
+    raw: RawImage, masks: list[RawMask], resized: list[str], kept: int, lesion: bool
 ) -> tuple[str, ...]:
-    notes = []
-    if deepest is not None and deepest > 255:
+    notes = list(raw.notes)
+    if raw.deepest is not None and raw.deepest > 255 and not notes:
         notes.append("16-bit image reduced to 8 bits")
     if resized:
         notes.append(f"mask resized from {', '.join(sorted(set(resized)))}")
     if kept:
         notes.append(f"{kept} lesions smaller than a pixel kept as one")
-    if len(case.masks) > 1:
-        notes.append(f"{len(case.masks)} masks")
+    if len(masks) > 1:
+        notes.append(f"{len(masks)} masks")
+    for mask in masks:
+        notes += [note for note in mask.notes if note not in notes]
     if not lesion:
         notes.append("no lesion")
     return tuple(notes)

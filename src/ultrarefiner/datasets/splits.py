@@ -32,6 +32,7 @@ def split_folds(
     output: Path | str,
     config: SplitsConfig,
     folds_from: Literal["made", "published"] = "made",
+    official_test: bool = False,
 ) -> None:
     """Write who trains, validates and tests in each outer fold.
 
@@ -49,13 +50,20 @@ def split_folds(
         output: Table to write: `case, group, fold, role`, folds from 0.
         config: Options; `group_cases` tells what `group` keeps together.
         folds_from: Make the folds, or take the published ones.
+        official_test: Hold out the dataset's official test part, not a share drawn here.
 
     Raises:
-        SplitError: There are too few groups, or the published folds do not fit.
+        SplitError: There are too few groups, the published folds do not fit, or there is no
+            official test part.
     """
     rows = sorted(read_rows(cases), key=lambda row: row["case"])
     groups = group_cases(rows, config, cases)
-    holdout = _draw(groups, list(groups.members), config.holdout, ("holdout", config.seed))
+    if official_test:
+        holdout = _official_test(groups, rows, cases)
+        # The share of `splits.holdout` has no part in this dataset.
+        config = config.model_copy(update={"holdout": 0.0})
+    else:
+        holdout = _draw(groups, list(groups.members), config.holdout, ("holdout", config.seed))
     free = [group for group in groups.members if group not in holdout]
 
     table: list[dict[str, object]] = []
@@ -163,6 +171,25 @@ def _draw(
         for label, names in strata.items()
         for group in sorted(names, key=lambda name: (item_seed(*salt, name), name))[: take[label]]
     }
+
+
+def _official_test(groups: Groups, rows: Sequence[Mapping[str, str]], path: Path | str) -> set[str]:
+    """Return the groups that the dataset's official division tests on."""
+    official = {row["case"] for row in rows if row.get("split") == "test"}
+    if not official:
+        raise SplitError(
+            f"{path}: no case is of the official test part (column split). Set the dataset's "
+            "`official_test: false`, or complete the dataset."
+        )
+    held = {group for group, cases in groups.members.items() if official & set(cases)}
+    more = set(groups.cases(held)) - official
+    if more:
+        _log.warning(
+            "%d cases are held out too, for they belong to a group of the official test part: %s",
+            len(more),
+            ", ".join(sorted(more)[:5]),
+        )
+    return held
 
 
 def _made_folds(

@@ -5,7 +5,8 @@ outside it (4 neighbours in 2-D, 6 in 3-D; beyond the image is outside).
 
 Empty masks, here and nowhere else: two empty masks agree (dice = iou = 1, distances 0); exactly
 one is a miss (dice = iou = 0, distances infinite). `score_case` puts the image diagonal in the
-place of an infinite distance, so that a miss can be averaged and is never a good value.
+place of an infinite distance, so that a miss can be averaged and is never a good value: no mask
+that is not empty is farther from the truth, nor scores below 0 elsewhere.
 """
 
 from __future__ import annotations
@@ -68,6 +69,10 @@ def _steps(spacing: Spacing, ndim: int) -> np.ndarray:
     if steps.shape != (ndim,) or not np.isfinite(steps).all() or (steps <= 0).any():
         raise ValueError(f"spacing {spacing!r} is not {ndim} positive numbers, one for each axis")
     return steps
+
+
+def _diagonal(shape: tuple[int, ...], spacing: Spacing) -> float:
+    return float(np.linalg.norm(shape * _steps(spacing, len(shape))))
 
 
 def _ratio(part: int, whole: int, both_empty: bool) -> float:
@@ -220,6 +225,16 @@ def hd95(prediction: np.ndarray, truth: np.ndarray, spacing: Spacing = _UNIT) ->
     return float(np.percentile(np.concatenate(distances), 95))
 
 
+def hd95_share(prediction: np.ndarray, truth: np.ndarray, spacing: Spacing = _UNIT) -> float:
+    """Return `hd95` as a share of the image diagonal, so that images of any size can be averaged.
+
+    Below 1 for any two masks that are not empty. Arguments, empty masks and errors as `hd95`.
+    """
+    distance = hd95(prediction, truth, spacing)
+    # An image without pixels has no diagonal, and its masks are both empty.
+    return distance / _diagonal(np.shape(truth), spacing) if distance else 0.0
+
+
 def assd(prediction: np.ndarray, truth: np.ndarray, spacing: Spacing = _UNIT) -> float:
     """Return the average symmetric surface distance, MedPy's definition.
 
@@ -269,7 +284,7 @@ class Metric:
     Attributes:
         function: ``(prediction, truth, spacing) -> float``; infinite for a miss if a distance.
         better: Whether higher or lower values are better.
-        unit: ``px``, ``mm`` (computed where the spacing is known), or empty for a share.
+        unit: ``px``, ``mm`` (computed where the spacing is known), or empty for a share of 1.
         label: Name in the report.
     """
 
@@ -286,6 +301,7 @@ METRICS: Registry[Metric] = Registry(
         "iou": Metric(iou, "higher", "", "IoU"),
         "hd95_px": Metric(hd95, "lower", "px", "HD95 (px)"),
         "hd95_mm": Metric(hd95, "lower", "mm", "HD95 (mm)"),
+        "hd95_share": Metric(hd95_share, "lower", "", "HD95 (share of the diagonal)"),
         "assd_px": Metric(assd, "lower", "px", "ASSD (px)"),
         "nsd": Metric(nsd, "higher", "", "NSD (2 px)"),
         "precision": Metric(precision, "higher", "", "Precision"),
@@ -306,8 +322,8 @@ def score_case(
 
     Returns:
         A float for each row of `METRICS` (None for those in mm when the spacing is not known),
-        always finite: a distance to or from an empty mask is the image diagonal; then
-        ``empty_prediction`` and ``empty_truth``, bool.
+        always finite: a distance to or from an empty mask is the image diagonal, so ``hd95_share``
+        is 1; then ``empty_prediction`` and ``empty_truth``, bool.
 
     Raises:
         ValueError: The shapes differ, a mask is not binary, or the spacing does not fit.
@@ -318,9 +334,11 @@ def score_case(
         if metric.unit == "mm" and spacing_mm is None:
             scores[name] = None
             continue
-        steps = _steps(spacing_mm if metric.unit == "mm" else None, truth.ndim)
-        value = metric.function(prediction, truth, tuple(steps))
-        scores[name] = float(np.linalg.norm(truth.shape * steps)) if math.isinf(value) else value
+        steps = spacing_mm if metric.unit == "mm" else None
+        value = metric.function(prediction, truth, steps)
+        if math.isinf(value):
+            value = _diagonal(truth.shape, steps) if metric.unit else 1.0
+        scores[name] = value
     scores["empty_prediction"] = not prediction.any()
     scores["empty_truth"] = not truth.any()
     return scores

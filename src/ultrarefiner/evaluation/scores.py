@@ -1,29 +1,46 @@
-"""The score table: a row for each method and test case, none left out."""
+"""The score table: a row for each method, part and case, none left out."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ultrarefiner.datasets.loader import CaseRow, read_cases
-from ultrarefiner.datasets.splits import read_split
+from ultrarefiner.datasets.parts import parse_part, read_part
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.evaluation.metrics import METRICS, score_case
 from ultrarefiner.images import read_mask
 from ultrarefiner.io import read_rows, write_rows
 
 SCORE_COLUMNS = [
-    *("dataset", "fold", "case", "group", "label", "method", "prompt_source"),
+    *("dataset", "evaluation", "member", "fold", "case", "group", "label"),
+    *("method", "trained_on", "prompt_source"),
     *METRICS,
-    *("empty_prediction", "empty_truth", "oracle", "selection", "area_share"),
+    *("empty_prediction", "empty_truth", "oracle", "selection", "seen"),
+    *("area_share", "overlay", "border", "look_alike", "spacing"),
 ]
+EVALUATIONS = ("folds", "holdout", "unseen")
+MEMBERS = ("single", "mean", "vote")
 
+# Cells that hold one of a few words.
+_WORDS = {
+    "evaluation": EVALUATIONS,
+    "member": MEMBERS,
+    "seen": ("yes", "no", "unknown"),
+    "border": ("yes", "no"),
+    "look_alike": ("yes", "no"),
+    "spacing": ("known", "unknown"),
+}
+_TRUTH = ("group", "label", "empty_truth", "area_share")
+
+Row = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 
@@ -41,85 +58,101 @@ def plain(value: Any) -> Any:
 def score_masks(
     method: str,
     dataset: str,
-    fold: int,
+    part: str,
     masks: str | Path,
     truth: str | Path,
     cases: str | Path,
     splits: str | Path,
+    trained_on: str,
     prompt_source: str,
     oracle: bool,
     selection: str,
+    seen: str,
     output: str | Path,
 ) -> None:
-    """Score the masks of a method on the test cases of a fold, at the original size.
+    """Score the masks of a method on a part of a dataset, at the original size.
 
     The cases come from ``splits``, never from the files found: a case without a mask is an error,
-    and a file that is no test case is ignored.
+    and a file that is no case of the part is ignored.
 
     Args:
         method: Name of the method.
         dataset: Name of the dataset.
-        fold: Outer fold, from 0.
+        part: Part of the dataset, such as ``fold0`` or ``holdout-mean``; it tells the evaluation,
+            the member and the fold.
         masks: Folder of predicted masks ``{case}.png``.
         truth: Folder of true masks ``{case}.png``.
-        cases: Table of the prepared cases: group, label and spacing.
-        splits: Table of the folds.
+        cases: Table of the prepared cases: group, label, spacing and quality.
+        splits: Table that ``read_part`` takes for the part.
+        trained_on: Training set of the models, as the table shall say.
         prompt_source: What the prompts were made from, as the table shall say.
         oracle: Whether the truth was used to predict.
         selection: What the models were selected on, as the table shall say.
-        output: Table to write: `SCORE_COLUMNS`, sorted by case. ``area_share`` is the share of
-            the image that the true lesion covers.
+        seen: Whether published weights of the method were trained on this dataset: "yes", "no" or
+            "unknown".
+        output: Table to write: `SCORE_COLUMNS`, sorted by case. ``fold`` is empty for an ensemble;
+            ``area_share`` is the share of the image that the true lesion covers; ``look_alike``
+            tells whether the dataset has the image twice, or nearly so.
 
     Raises:
         UltraRefinerError: Masks are missing or have another size than the truth, or a case of the
-            fold is not in ``cases``; all such cases are named.
+            part is not in ``cases``; all such cases are named.
     """
     masks, truth = Path(masks), Path(truth)
-    test = read_split(splits, fold)["test"]
+    where, wanted = parse_part(part), read_part(splits, part)
     known = {row.case: row for row in read_cases(cases)}
-    _refuse(
-        [case for case in test if case not in known],
-        f"test cases of fold {fold} in {splits} are not in {cases}",
+    refuse(
+        [case for case in wanted if case not in known],
+        f"test cases of {part} in {splits} are not in {cases}",
         "make the folds again from this table",
     )
-    _refuse(
-        [case for case in test if not (masks / f"{case}.png").is_file()],
-        f"{method} has no mask in {masks} for test cases of fold {fold}",
+    refuse(
+        [case for case in wanted if not (masks / f"{case}.png").is_file()],
+        f"test cases of {part} have no mask of {method} in {masks}",
         "run the job that predicts them again; every method is scored on every test case",
     )
     rows, wrong_size = [], []
-    for case in test:
+    for case in wanted:
         predicted = read_mask(masks / f"{case}.png")
         true = read_mask(truth / f"{case}.png")
         if predicted.shape != true.shape:
             wrong_size.append(f"{case} (mask {predicted.shape}, truth {true.shape})")
             continue
-        scores = score_case(predicted, true, _spacing(known[case], cases))
+        spacing = _spacing(known[case], cases)
         row = {
             "dataset": dataset,
-            "fold": fold,
+            "evaluation": where.evaluation,
+            "member": where.member,
+            "fold": where.fold,
             "case": case,
             "group": known[case].group or case,
             "label": known[case].label,
             "method": method,
+            "trained_on": trained_on,
             "prompt_source": prompt_source,
-            **scores,
+            **score_case(predicted, true, spacing),
             "oracle": oracle,
             "selection": selection,
+            "seen": seen,
             "area_share": float(true.mean()),
+            "overlay": known[case].overlay,
+            "border": "yes" if known[case].border else "no",
+            "look_alike": "yes" if known[case].look_alikes else "no",
+            "spacing": "unknown" if spacing is None else "known",
         }
         rows.append({name: plain(row[name]) for name in SCORE_COLUMNS})
-    _refuse(
+    refuse(
         wrong_size,
         f"masks of {method} in {masks} do not have the size of the truth",
         "masks are scored at the original size only; run the job that predicts them again",
     )
     write_rows(output, SCORE_COLUMNS, rows)
     missed = sum(row["empty_prediction"] == "true" != row["empty_truth"] for row in rows)
-    _log.info("%s, %s, fold %d: %d cases, %d missed", dataset, method, fold, len(rows), missed)
+    _log.info("%s, %s, %s: %d cases, %d missed", dataset, method, part, len(rows), missed)
 
 
-def _refuse(cases: list[str], what: str, cure: str) -> None:
+def refuse(cases: list[str], what: str, cure: str) -> None:
+    """Raise an error that names these cases, if there are any."""
     if cases:
         raise UltraRefinerError(f"{len(cases)} {what}: {', '.join(cases)}. Cure: {cure}.")
 
@@ -137,8 +170,12 @@ def _spacing(row: CaseRow, cases: str | Path) -> tuple[float, float] | None:
     return spacing
 
 
-def read_scores(path: str | Path) -> list[dict[str, Any]]:
-    """Read a score table as typed rows: fold int, flags bool, numbers float (NaN where empty).
+def read_scores(path: str | Path) -> list[Row]:
+    """Read a score table as typed rows.
+
+    Returns:
+        Rows with fold an int (None for an ensemble), flags bool, numbers float (NaN where empty),
+        the rest text.
 
     Raises:
         UltraRefinerError: The file is absent, lacks a column, or a cell does not hold its type.
@@ -159,9 +196,12 @@ def read_scores(path: str | Path) -> list[dict[str, Any]]:
         raise UltraRefinerError(f"{path} has a cell that is no score: {error}. {cure}") from error
 
 
-def _typed(row: dict[str, str]) -> dict[str, Any]:
-    typed: dict[str, Any] = {name: row[name] for name in SCORE_COLUMNS}
-    typed["fold"] = int(row["fold"])
+def _typed(row: dict[str, str]) -> Row:
+    typed: Row = {name: row[name] for name in SCORE_COLUMNS}
+    for name, words in _WORDS.items():
+        if row[name] not in words:
+            raise ValueError(f"{name} of {row['case']} is '{row[name]}'")
+    typed["fold"] = int(row["fold"]) if row["fold"] or row["member"] == "single" else None
     for name in (*METRICS, "area_share"):
         # Only a metric in mm may be unknown; anything else must be a number.
         unknown = row[name] == "" and name in METRICS and METRICS[name].unit == "mm"
@@ -173,53 +213,123 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
     return typed
 
 
-def by_method(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of each method, methods and rows sorted.
+@dataclass(frozen=True)
+class Predictor:
+    """Who predicted the cases of an evaluation, each case once.
 
-    Rows are sorted by dataset, fold and case, so that the same place in two lists is the same
-    case.
+    Attributes:
+        method: The method.
+        member: "single", or the ensemble "mean" or "vote".
+        fold: Fold of the model; None for an ensemble, and for the models of all folds, each on its
+            own test cases.
+    """
+
+    method: str
+    member: str = "single"
+    fold: int | None = None
+
+    def __str__(self) -> str:
+        fold = [] if self.fold is None else [f"fold {self.fold}"]
+        joint = [] if self.member == "single" else [self.member]
+        return " ".join([self.method, *joint, *fold])
+
+
+Block = dict[Predictor, list[Row]]
+
+
+def by_predictor(rows: Iterable[Row]) -> dict[tuple[str, str], Block]:
+    """Return the rows of each dataset and evaluation, and in it of each predictor; all sorted.
+
+    All predictors of a dataset and evaluation have the same cases in the same order (fold and
+    case in evaluation ``folds``, else case), so that the same place in two lists is the same case.
 
     Raises:
-        UltraRefinerError: A case is scored twice or not by all methods, or against another truth
-            by some; or the rows of a method differ in prompt source, oracle or selection. The
-            message names the cases.
+        UltraRefinerError: A case is scored twice or not by all predictors, or against another
+            truth by some; or the rows of a method differ in what it is. The message names the
+            cases.
     """
-    truths: dict[tuple[str, int, str], tuple[Any, ...]] = {}
-    methods: dict[str, dict[tuple[str, int, str], dict[str, Any]]] = defaultdict(dict)
-    labels: dict[str, tuple[Any, ...]] = {}
+    truths: dict[tuple[str, str], tuple[Any, ...]] = {}
+    labels: dict[tuple[str, ...], tuple[Any, ...]] = {}
+    blocks: dict[tuple[str, str], dict[Predictor, dict[str, Row]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
     for row in rows:
-        method, key = row["method"], (row["dataset"], row["fold"], row["case"])
-        if key in methods[method]:
+        dataset, evaluation, case = row["dataset"], row["evaluation"], row["case"]
+        fold = None if evaluation == "folds" else row["fold"]
+        predictor = Predictor(row["method"], row["member"], fold)
+        found = blocks[dataset, evaluation][predictor]
+        if case in found:
             raise UltraRefinerError(
-                f"{method} is scored twice on {key[2]} (dataset {key[0]}, fold {key[1]}). "
+                f"{predictor} is scored twice on {case} (dataset {dataset}, {evaluation}). "
                 "Give each score table once."
             )
-        label = row["prompt_source"], row["oracle"], row["selection"]
-        if labels.setdefault(method, label) != label:
+        _agree(labels, row)
+        truth = tuple(row[name] for name in _TRUTH)
+        if truths.setdefault((dataset, case), truth) != truth:
             raise UltraRefinerError(
-                f"{method} has rows labelled {labels[method]} and {label} (prompt source, oracle, "
-                "selection). Delete its score tables and run again."
+                f"methods are scored against different truths of {case}: group, label, empty "
+                f"truth and area share are {truths[dataset, case]} and {truth}. The dataset has "
+                "changed; delete its score tables and run again."
             )
-        truth = tuple(row[name] for name in ("group", "label", "empty_truth", "area_share"))
-        if truths.setdefault(key, truth) != truth:
+        found[case] = row
+    order = sorted(blocks, key=lambda key: (key[0], EVALUATIONS.index(key[1])))
+    return {key: _aligned(key, blocks[key]) for key in order}
+
+
+def _agree(labels: dict[tuple[str, ...], tuple[Any, ...]], row: Row) -> None:
+    """Check that all rows of a method say the same of it."""
+    method = row["method"]
+    everywhere, here = (method,), (method, row["dataset"])
+    for key, names in (
+        (everywhere, ("prompt_source", "oracle", "selection")),
+        (here, ("trained_on", "seen")),
+    ):
+        label = tuple(row[name] for name in names)
+        if labels.setdefault(key, label) != label:
             raise UltraRefinerError(
-                f"methods are scored against different truths of {key[2]}: group, label, empty "
-                f"truth and area share are {truths[key]} and {truth}. The dataset has changed; "
-                "delete its score tables and run again."
+                f"{' on '.join(key)} has rows labelled {labels[key]} and {label} "
+                f"({', '.join(names)}). Delete its score tables and run again."
             )
-        methods[method][key] = row
-    everything = {key for scored in methods.values() for key in scored}
+
+
+def _aligned(key: tuple[str, str], block: Mapping[Predictor, Mapping[str, Row]]) -> Block:
+    dataset, evaluation = key
+
+    def place(row: Row) -> tuple[int, str]:
+        return (row["fold"] if evaluation == "folds" else 0), row["case"]
+
+    def name(place: tuple[int, str]) -> str:
+        return f"{dataset} fold {place[0]} {place[1]}" if evaluation == "folds" else place[1]
+
+    places = {who: {place(row) for row in found.values()} for who, found in block.items()}
+    everything = set().union(*places.values())
+    order = sorted(block, key=lambda who: (who.method, MEMBERS.index(who.member), who.fold or 0))
     problems = []
-    for method in sorted(methods):
-        missing = [f"{d} fold {f} {c}" for d, f, c in sorted(everything - set(methods[method]))]
+    for who in order:
+        missing = [name(place) for place in sorted(everything - places[who])]
         if missing:
-            problems.append(f"{method} lacks {len(missing)}: {', '.join(missing)}")
+            problems.append(f"{who} lacks {len(missing)}: {', '.join(missing)}")
     if problems:
+        where = "" if evaluation == "folds" else f" of {dataset}, {evaluation}"
         raise UltraRefinerError(
-            "methods are not scored on the same cases, so their means cannot be compared. "
+            f"methods are not scored on the same cases{where}, so their means cannot be compared. "
             + "; ".join(problems)
             + ". Score these cases, or leave the method out."
         )
-    return {
-        method: [methods[method][key] for key in sorted(everything)] for method in sorted(methods)
+    return {who: sorted(block[who].values(), key=place) for who in order}
+
+
+def one_for_each_method(block: Block) -> dict[str, list[Row]]:
+    """Return the rows that stand for each method of an evaluation.
+
+    Those of the only predictor, or of the ensemble `mean`. Where the models of several folds
+    predict and there is no `mean`, no one stands for the method and it is left out.
+    """
+    predictors: dict[str, list[Predictor]] = defaultdict(list)
+    for who in block:
+        predictors[who.method].append(who)
+    chosen = {
+        method: found if len(found) == 1 else [who for who in found if who.member == "mean"]
+        for method, found in predictors.items()
     }
+    return {method: block[found[0]] for method, found in chosen.items() if found}

@@ -55,6 +55,8 @@ def bootstrap_means(
     sums, counts = np.zeros((size, columns)), np.zeros((size, columns))
     np.add.at(sums, numbers, np.nan_to_num(table, nan=0.0))
     np.add.at(counts, numbers, ~np.isnan(table))
+    # Most columns miss the same cases.
+    counts, alike = np.unique(counts, axis=1, return_inverse=True)
     rng = np.random.default_rng(seed)
     means = []
     step = max(1, _CHUNK // size)
@@ -63,7 +65,7 @@ def bootstrap_means(
         draws = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
         times = np.bincount(draws.ravel(), minlength=rows * size).reshape(rows, size).astype(float)
         # einsum, not matmul: the order of a BLAS sum depends on the number of threads.
-        total = np.einsum("rg,gk->rk", times, counts)
+        total = np.einsum("rg,gk->rk", times, counts)[:, alike.reshape(-1)]
         with np.errstate(invalid="ignore"):
             means.append(np.einsum("rg,gk->rk", times, sums) / total)
     return np.concatenate(means).reshape(n, *values.shape[1:])
@@ -125,6 +127,23 @@ def rank_biserial(differences: np.ndarray) -> float:
         return 0.0
     ranks = rankdata(np.abs(changed))
     return float((ranks * np.sign(changed)).sum() / ranks.sum())
+
+
+def cohens_dz(differences: np.ndarray) -> float:
+    """Return Cohen's dz (Cohen 1988, Lakens 2013): mean of paired differences / their std (n - 1).
+
+    Returns:
+        A number of standard deviations, of the sign of the mean; 0 when nothing differs; NaN for
+        fewer than two pairs, or where all differ by the same, for then it has no bound.
+    """
+    differences = np.sort(np.asarray(differences, dtype=np.float64))
+    if len(differences) < 2:
+        return float("nan")
+    mean, std = differences.mean(), differences.std(ddof=1)
+    # Equal differences may have a std of rounding errors.
+    if std <= 1e-12 * abs(mean):
+        return 0.0 if mean == 0 else float("nan")
+    return float(mean / std)
 
 
 def group_means(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:

@@ -1,84 +1,80 @@
-"""The score table summarised, and its methods compared: means, intervals, tests, failures."""
+"""The score table summarised: means, intervals and failures of each method and subgroup."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.evaluation.metrics import METRICS
-from ultrarefiner.evaluation.scores import SCORE_COLUMNS, by_method, plain, read_scores
-from ultrarefiner.evaluation.statistics import (
-    bootstrap_means,
-    group_means,
-    holm,
-    paired_wilcoxon,
-    percentile_interval,
-    rank_biserial,
+from ultrarefiner.evaluation.scores import (
+    SCORE_COLUMNS,
+    Block,
+    Predictor,
+    Row,
+    by_predictor,
+    plain,
+    read_scores,
 )
+from ultrarefiner.evaluation.statistics import bootstrap_means, percentile_interval
+from ultrarefiner.evaluation.subgroups import Traits, find_traits, read_elsewhere, subgroups
 from ultrarefiner.io import item_seed, write_rows
-from ultrarefiner.registry import unknown_name
 
 SUMMARY_COLUMNS = [
-    *("dataset", "method", "oracle", "selection", "prompt_source", "subgroup", "fold", "metric"),
+    *("dataset", "evaluation", "member", "method", "trained_on", "oracle", "seen", "selection"),
+    *("prompt_source", "subgroup", "fold", "metric"),
     *("n", "mean", "std", "median", "ci_low", "ci_high", "misses", "false_positives"),
 ]
-COMPARED = ("dice", "iou", "hd95_px")
-COMPARISON_COLUMNS = [
-    *("dataset", "method", "reference", "oracle", "metric", "n"),
-    *("mean_method", "mean_reference", "mean_difference", "ci_low", "ci_high"),
-    *("wilcoxon_p", "holm_p", "better", "worse", "equal", "rank_biserial"),
-    *("groups", "group_wilcoxon_p", "group_holm_p"),
-]
-# Lower ends of the share of the image that the lesion covers. Fixed, so that "small" means the
-# same in every dataset and study; breast lesions on ultrasound cover about 1 to 30 %.
-SIZES = {"small": 0.0, "medium": 0.05, "large": 0.15}
+SPECIFICITY = "specificity"
+SUMMARISED = (*METRICS, SPECIFICITY)
+"""The metrics of the summary, in its order."""
 POOLED, MACRO = "pooled", "macro"
 
-Row = dict[str, Any]
+_OF_METHOD = ("trained_on", "oracle", "seen", "selection", "prompt_source")
 _log = logging.getLogger(__name__)
-
-
-def size_of(area_share: float) -> str:
-    """Return the size subgroup: small below 5 % of the image, large from 15 %, else medium."""
-    return [name for name, least in SIZES.items() if area_share >= least][-1]
 
 
 def summarise_scores(
     tables: Sequence[str | Path],
     scores: str | Path,
     summary: str | Path,
+    overlaps: str | Path | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
 ) -> None:
     """Join score tables and write their summary.
 
-    The summary has one row for each dataset, method, subgroup, fold and metric (`SUMMARY_COLUMNS`,
-    plain numbers, empty where there is none):
+    The summary has one row for each dataset, evaluation, predictor, subgroup and metric
+    (`SUMMARY_COLUMNS`, plain numbers, empty where there is none):
 
-    - ``subgroup`` is ``all``; ``label=...``; ``size=small|medium|large`` by the share of the image
-      that the true lesion covers; and, where there are images without a lesion, ``truth=lesion``
-      and ``truth=empty``, for an empty image scores 1 by agreeing on nothing;
-    - ``fold`` is ``all``, or a number in rows of subgroup ``all``;
-    - ``n`` cases, their ``mean``, ``std`` (n - 1), ``median``; misses are among them, with 0 or the
-      image diagonal; a metric that no case has (``hd95_mm`` without spacing) has no row;
-    - ``ci_low, ci_high``: 95 % percentile bootstrap over groups of the mean, in rows of fold
-      ``all`` with at least two groups;
+    - in evaluation ``folds``, ``fold`` is ``all``, or a number in rows of subgroup ``all``: the
+      test cases of that fold. In ``holdout`` and ``unseen`` it is the fold of the model, whose
+      cases are all of them, or ``all`` for an ensemble;
+    - ``subgroup`` is ``all``, or in rows of fold ``all`` a subgroup of `subgroups.find_traits`;
+    - ``n`` images with a lesion, the ``mean``, ``std`` (n - 1), ``median`` of their metric; misses
+      are among them, with 0 or the image diagonal; a metric that no case has (``hd95_mm`` without
+      spacing) has no row. Images without a lesion are in the rows of metric ``specificity`` alone:
+      there ``n`` counts them, and the ``mean`` is the share on which nothing is predicted;
+    - ``ci_low, ci_high``: 95 % percentile bootstrap over groups of the mean, where there are at
+      least two groups; none in rows of one fold's test cases;
     - ``misses``: images with a lesion on which nothing is predicted; ``false_positives``: images
-      without one on which something is.
+      without one on which something is; both over all images of the subgroup.
 
-    With several datasets there are two more: ``pooled`` has all cases, each counting once;
-    ``macro`` has the means of the datasets, each counting once, so its ``n``, ``std`` and
-    ``median`` are those of the dataset means. Both only have metrics that every dataset has.
+    If the folds of several datasets are evaluated there are two more: ``pooled`` has all cases,
+    each counting once; ``macro`` has the means of the datasets, each counting once, so its ``n``,
+    ``std`` and ``median`` are those of the dataset means. Both have the methods and the metrics
+    that every such dataset has; ``trained_on`` is empty where they differ in it.
 
     Args:
         tables: Score tables, in any order.
-        scores: Table to write: all rows, sorted by dataset, method, fold and case.
+        scores: Table to write: all rows, sorted by dataset, evaluation, method, member, fold and
+            case.
         summary: Table to write.
+        overlaps: Table of images that datasets share: ``case, dataset, other_case, other_dataset``.
         bootstrap: Samples of each interval.
         seed: Seed of the samples.
 
@@ -88,11 +84,9 @@ def summarise_scores(
     """
     if not tables:
         raise UltraRefinerError("no score table to summarise; `compare` names no method")
-    methods = by_method(row for table in tables for row in read_scores(table))
-    rows = [row for found in methods.values() for row in found]
-    rows.sort(key=lambda row: (row["dataset"], row["method"], row["fold"], row["case"]))
-    datasets = sorted({row["dataset"] for row in rows})
-    taken = {POOLED, MACRO} & set(datasets)
+    blocks = by_predictor(row for table in tables for row in read_scores(table))
+    rows = [row for block in blocks.values() for found in block.values() for row in found]
+    taken = {POOLED, MACRO} & {dataset for dataset, _ in blocks}
     if taken:
         raise UltraRefinerError(
             f"a dataset is called '{taken.pop()}', the name of a summary over datasets. Rename it."
@@ -100,108 +94,153 @@ def summarise_scores(
     write_rows(
         scores, SCORE_COLUMNS, ({name: plain(row[name]) for name in SCORE_COLUMNS} for row in rows)
     )
-    lines: list[Row] = []
-    overall: list[tuple[list[Row], np.ndarray]] = []
-    for dataset in datasets:
-        cases = _select(methods, lambda row, dataset=dataset: row["dataset"] == dataset)
-        block, samples = _summarise(dataset, cases, bootstrap, seed)
-        overall.append(([line for line in block if _is_overall(line)], samples))
-        lines += block
-    if len(datasets) > 1:
-        shared = set.intersection(*({line["metric"] for line in block} for block, _ in overall))
-        pooled, _ = _summarise(POOLED, methods, bootstrap, seed)
-        lines += [line for line in pooled if line["metric"] in shared]
-        lines += _macro(overall, list(methods))
+    traits = find_traits(rows, read_elsewhere(overlaps))
+    made = {key: _summarise(*key, block, traits, bootstrap, seed) for key, block in blocks.items()}
+    lines = [line for part in made.values() for line in part.lines]
+    folds = [key for key in blocks if key[1] == "folds"]
+    shared = set.intersection(*(set(blocks[key]) for key in folds)) if len(folds) > 1 else set()
+    if shared:
+        metrics = set.intersection(*(made[key].metrics for key in folds))
+        joined = {
+            who: [row for key in folds for row in blocks[key][who]]
+            for who in blocks[folds[0]]
+            if who in shared
+        }
+        pooled = _summarise(POOLED, "folds", joined, traits, bootstrap, seed)
+        lines += [line for line in pooled.lines if line["metric"] in metrics]
+        lines += _macro([made[key] for key in folds], joined)
     write_rows(
         summary,
         SUMMARY_COLUMNS,
         ({name: plain(line[name]) for name in SUMMARY_COLUMNS} for line in lines),
     )
-    _log.info("%d cases x methods of %d datasets summarised", len(rows), len(datasets))
+    _log.info(
+        "%d scores of %d datasets summarised", len(rows), len({dataset for dataset, _ in blocks})
+    )
 
 
-def _select(methods: dict[str, list[Row]], wanted: Callable[[Row], bool]) -> dict[str, list[Row]]:
-    return {method: [row for row in rows if wanted(row)] for method, rows in methods.items()}
+@dataclass(frozen=True)
+class _Summary:
+    """Summary of one evaluation of one dataset.
 
+    Attributes:
+        lines: Rows of the summary.
+        samples: For each predictor the bootstrap means over all cases, (samples, metrics).
+    """
 
-def _is_overall(line: Row) -> bool:
-    return line["subgroup"] == "all" and line["fold"] == "all"
+    lines: list[Row]
+    samples: dict[Predictor, np.ndarray]
 
+    @property
+    def overall(self) -> dict[tuple[str, str], Row]:
+        """The lines over all cases, by method and metric."""
+        return {
+            (line["method"], line["metric"]): line
+            for line in self.lines
+            if line["subgroup"] == "all" and line["fold"] == "all"
+        }
 
-def _subgroups(rows: list[Row]) -> Iterator[tuple[str, str, Callable[[Row], bool]]]:
-    """Yield subgroup, fold and the test of belonging; only those that have cases."""
-    yield "all", "all", lambda row: True
-    for fold in sorted({row["fold"] for row in rows}):
-        yield "all", str(fold), lambda row, fold=fold: row["fold"] == fold
-    labels = sorted({row["label"] for row in rows})
-    for label in labels if any(labels) else []:
-        name = f"label={label or 'unknown'}"
-        yield name, "all", lambda row, label=label: row["label"] == label
-    sizes = {size_of(row["area_share"]) for row in rows if not row["empty_truth"]}
-    for size in SIZES:
-        if size in sizes:
-            yield (
-                f"size={size}",
-                "all",
-                lambda row, size=size: (
-                    not row["empty_truth"] and size_of(row["area_share"]) == size
-                ),
-            )
-    if any(row["empty_truth"] for row in rows):
-        if sizes:
-            yield "truth=lesion", "all", lambda row: not row["empty_truth"]
-        yield "truth=empty", "all", lambda row: row["empty_truth"]
+    @property
+    def metrics(self) -> set[str]:
+        """The metrics that some case has."""
+        return {metric for _, metric in self.overall}
 
 
 def _summarise(
-    dataset: str, methods: dict[str, list[Row]], bootstrap: int, seed: int
-) -> tuple[list[Row], np.ndarray]:
-    """Return the lines of a dataset, and the bootstrap means (samples, methods, metrics) of all."""
-    lines: list[Row] = []
-    overall = np.empty(0)
-    subgroups = list(_subgroups(next(iter(methods.values()))))
-    for subgroup, fold, wanted in subgroups:
-        cases = _select(methods, wanted)
-        values = np.array(
-            [[[row[metric] for metric in METRICS] for row in rows] for rows in cases.values()]
-        ).swapaxes(0, 1)  # (cases, methods, metrics)
-        low, high = np.full((2, *values.shape[1:]), np.nan)
-        if fold == "all":
-            # Groups of two datasets may bear the same name.
-            groups = [f"{row['dataset']}\x1f{row['group']}" for row in next(iter(cases.values()))]
-            samples = bootstrap_means(
-                values, groups, bootstrap, item_seed(seed, "summary", dataset, subgroup)
-            )
+    dataset: str, evaluation: str, block: Block, traits: Traits, bootstrap: int, seed: int
+) -> _Summary:
+    cases = next(iter(block.values()))
+    # Groups of two datasets may bear the same name.
+    groups = np.array([f"{row['dataset']}\x1f{row['group']}" for row in cases])
+    values = np.stack([_measured(rows) for rows in block.values()], axis=1)
+    predictors = list(block)
+    facts = [_of_method(rows) for rows in block.values()]
+    found: list[tuple[tuple[int, int], list[Row]]] = []
+    overall: dict[Predictor, np.ndarray] = {}
+    for place, (subgroup, fold, mask) in enumerate(_views(evaluation, cases, traits)):
+        # A model of one fold among those of others is shown over all cases only.
+        wanted = [i for i, who in enumerate(predictors) if subgroup == "all" or who.fold is None]
+        if not wanted:
+            continue
+        part = values[mask][:, wanted]
+        low, high = np.full((2, *part.shape[1:]), np.nan)
+        if fold is None:
+            salt = item_seed(seed, "summary", dataset, evaluation, subgroup)
+            samples = bootstrap_means(part, groups[mask], bootstrap, salt)
             low, high = percentile_interval(samples)
-            overall = samples if subgroup == "all" else overall
-        for i, (method, rows) in enumerate(cases.items()):
-            for j, metric in enumerate(METRICS):
-                known = values[:, i, j][~np.isnan(values[:, i, j])]
-                if len(known):
-                    line = _describe(known, low[i, j], high[i, j])
-                    lines.append(
-                        {
-                            "dataset": dataset,
-                            "method": method,
-                            **{
-                                key: rows[0][key]
-                                for key in ("oracle", "selection", "prompt_source")
-                            },
-                            "subgroup": subgroup,
-                            "fold": fold,
-                            "metric": metric,
-                            **line,
-                            "misses": _count(rows, "empty_prediction", "empty_truth"),
-                            "false_positives": _count(rows, "empty_truth", "empty_prediction"),
-                        }
-                    )
-    order = {(name, fold): place for place, (name, fold, _) in enumerate(subgroups)}
-    lines.sort(key=lambda line: (line["method"], order[line["subgroup"], line["fold"]]))
-    return lines, overall
+            if subgroup == "all":
+                overall = {who: samples[:, i] for i, who in enumerate(predictors)}
+        for j, i in enumerate(wanted):
+            who = predictors[i]
+            rows = [row for row, inside in zip(block[who], mask, strict=True) if inside]
+            number = who.fold if fold is None else fold
+            head = {
+                "dataset": dataset,
+                "evaluation": evaluation,
+                "member": who.member,
+                "method": who.method,
+                **facts[i],
+                "subgroup": subgroup,
+                "fold": "all" if number is None else str(number),
+                **_failures(rows),
+            }
+            found.append(((i, place), _describe_all(head, part[:, j], low[j], high[j])))
+    found.sort(key=lambda item: item[0])
+    return _Summary([line for _, lines in found for line in lines], overall)
 
 
-def _count(rows: list[Row], yes: str, no: str) -> int:
-    return sum(row[yes] and not row[no] for row in rows)
+def _views(
+    evaluation: str, cases: Sequence[Row], traits: Traits
+) -> Iterator[tuple[str, int | None, np.ndarray]]:
+    """Yield a subgroup, the only fold of its cases if it has but one, and which cases it has."""
+    named = subgroups(cases, traits)
+    name, everything = next(named)
+    yield name, None, everything
+    if evaluation == "folds":
+        folds = np.array([row["fold"] for row in cases])
+        for fold in np.unique(folds):
+            yield name, int(fold), folds == fold
+    for name, mask in named:
+        yield name, None, mask
+
+
+def _measured(rows: Sequence[Row]) -> np.ndarray:
+    """Return float64 (cases, metrics): `SUMMARISED`, NaN where the policy leaves a case out."""
+    nothing = [np.nan] * len(METRICS)
+    return np.array(
+        [
+            [*nothing, float(row["empty_prediction"])]
+            if row["empty_truth"]
+            else [*(row[metric] for metric in METRICS), np.nan]
+            for row in rows
+        ]
+    )
+
+
+def _of_method(rows: Sequence[Row]) -> Row:
+    """Return what a method is; of cases of several datasets, what holds for all."""
+    values = {name: {row[name] for row in rows} for name in _OF_METHOD}
+    same = {name: found.pop() if len(found) == 1 else "" for name, found in values.items()}
+    seen = {row["seen"] for row in rows}
+    worst = next(word for word in ("yes", "unknown", "no") if word in seen)
+    return same | {"seen": worst}
+
+
+def _failures(rows: Sequence[Row]) -> dict[str, int]:
+    return {
+        "misses": sum(row["empty_prediction"] and not row["empty_truth"] for row in rows),
+        "false_positives": sum(row["empty_truth"] and not row["empty_prediction"] for row in rows),
+    }
+
+
+def _describe_all(head: Row, values: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[Row]:
+    """Return a line for each metric that a case has."""
+    lines = []
+    for i, metric in enumerate(SUMMARISED):
+        known = values[:, i][~np.isnan(values[:, i])]
+        if len(known):
+            lines.append({**head, "metric": metric, **_describe(known, low[i], high[i])})
+    return lines
 
 
 def _describe(values: np.ndarray, low: float, high: float) -> Row:
@@ -215,129 +254,22 @@ def _describe(values: np.ndarray, low: float, high: float) -> Row:
     }
 
 
-def _macro(overall: list[tuple[list[Row], np.ndarray]], methods: list[str]) -> list[Row]:
+def _macro(parts: Sequence[_Summary], joined: Mapping[Predictor, list[Row]]) -> list[Row]:
     """Return the lines that give each dataset the same weight."""
-    low, high = percentile_interval(np.mean([samples for _, samples in overall], axis=0))
-    found = [{(line["method"], line["metric"]): line for line in lines} for lines, _ in overall]
-    result = []
-    for i, method in enumerate(methods):
-        for j, metric in enumerate(METRICS):
-            if all((method, metric) in lines for lines in found):
-                parts = [lines[method, metric] for lines in found]
-                means = np.array([part["mean"] for part in parts])
-                result.append(
+    found = [part.overall for part in parts]
+    lines = []
+    for who, rows in joined.items():
+        low, high = percentile_interval(np.mean([part.samples[who] for part in parts], axis=0))
+        for i, metric in enumerate(SUMMARISED):
+            if all((who.method, metric) in overall for overall in found):
+                mine = [overall[who.method, metric] for overall in found]
+                lines.append(
                     {
-                        **parts[0],
+                        **mine[0],
                         "dataset": MACRO,
-                        **_describe(means, low[i, j], high[i, j]),
-                        "misses": sum(part["misses"] for part in parts),
-                        "false_positives": sum(part["false_positives"] for part in parts),
+                        **_of_method(rows),
+                        **_describe(np.array([line["mean"] for line in mine]), low[i], high[i]),
+                        **_failures(rows),
                     }
                 )
-    return result
-
-
-def compare_methods(
-    scores: str | Path,
-    reference: str,
-    comparisons: str | Path,
-    bootstrap: int = 2000,
-    seed: int = 0,
-) -> None:
-    """Compare each method with a reference, case by case, within each dataset.
-
-    Differences are method minus reference. A miss counts with its policy value (0, or the image
-    diagonal), so all methods have the same n. Columns of the table beyond the plain ones:
-
-    - ``ci_low, ci_high``: 95 % percentile bootstrap over groups of the mean difference;
-    - ``wilcoxon_p``: signed-rank test over cases; ``holm_p``: the same, corrected within a family:
-      one dataset and one metric, over the methods that do not use the truth. Oracle methods are
-      an upper bound, not a claim; they form a family of their own;
-    - ``better, worse, equal``: cases on which the method is better (higher for Dice, lower for a
-      distance), worse, equal;
-    - ``rank_biserial``: effect size, of the sign of the difference;
-    - ``groups, group_wilcoxon_p, group_holm_p``: number of groups, and the test over the mean
-      difference of each group, plain and corrected within the same family: the ones to quote when
-      groups hold several images, for these are not independent.
-
-    Args:
-        scores: The study's score table.
-        reference: Name of the method to compare with.
-        comparisons: Table to write: `COMPARISON_COLUMNS`; no rows if there is no other method.
-        bootstrap: Samples of each interval.
-        seed: Seed of the samples.
-
-    Raises:
-        UltraRefinerError: A method is not scored on the same cases as the others, or the
-            reference is not in the table.
-    """
-    methods = by_method(read_scores(scores))
-    if reference not in methods:
-        raise UltraRefinerError(f"{scores}: {unknown_name('reference', reference, list(methods))}")
-    others = [method for method in methods if method != reference]
-    datasets = sorted({row["dataset"] for row in methods[reference]})
-    rows = []
-    for dataset in datasets if others else []:
-        cases = {
-            method: [row for row in found if row["dataset"] == dataset]
-            for method, found in methods.items()
-        }
-        rows += _compare_on(dataset, cases, reference, others, bootstrap, seed)
-    write_rows(comparisons, COMPARISON_COLUMNS, rows)
-    _log.info("compared %d methods with %s on %d datasets", len(others), reference, len(datasets))
-
-
-def _compare_on(
-    dataset: str,
-    cases: dict[str, list[dict[str, Any]]],
-    reference: str,
-    others: list[str],
-    bootstrap: int,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """Return the rows of one dataset, as CSV cells."""
-    groups = [row["group"] for row in cases[reference]]
-    values = {
-        method: np.array([[row[metric] for metric in COMPARED] for row in cases[method]])
-        for method in (reference, *others)
-    }  # (cases, metrics) each
-    differences = np.stack([values[method] - values[reference] for method in others], axis=1)
-    samples = bootstrap_means(differences, groups, bootstrap, item_seed(seed, "compare", dataset))
-    low, high = percentile_interval(samples)  # (methods, metrics)
-    rows: list[dict[str, Any]] = []
-    for i, method in enumerate(others):
-        for j, metric in enumerate(COMPARED):
-            difference = differences[:, i, j]
-            gain = difference if METRICS[metric].better == "higher" else -difference
-            rows.append(
-                {
-                    "dataset": dataset,
-                    "method": method,
-                    "reference": reference,
-                    "oracle": cases[method][0]["oracle"],
-                    "metric": metric,
-                    "n": len(difference),
-                    "mean_method": float(values[method][:, j].mean()),
-                    "mean_reference": float(values[reference][:, j].mean()),
-                    "mean_difference": float(difference.mean()),
-                    "ci_low": float(low[i, j]),
-                    "ci_high": float(high[i, j]),
-                    "wilcoxon_p": paired_wilcoxon(difference),
-                    "better": int((gain > 0).sum()),
-                    "worse": int((gain < 0).sum()),
-                    "equal": int((gain == 0).sum()),
-                    "rank_biserial": rank_biserial(difference),
-                    "groups": len(set(groups)),
-                    "group_wilcoxon_p": paired_wilcoxon(group_means(difference, groups)),
-                }
-            )
-    for metric in COMPARED:
-        for oracle in (False, True):
-            family = [row for row in rows if row["metric"] == metric and row["oracle"] is oracle]
-            for plain_p, corrected in (
-                ("wilcoxon_p", "holm_p"),
-                ("group_wilcoxon_p", "group_holm_p"),
-            ):
-                for row, p in zip(family, holm([row[plain_p] for row in family]), strict=True):
-                    row[corrected] = float(p)
-    return [{name: plain(row[name]) for name in COMPARISON_COLUMNS} for row in rows]
+    return lines

@@ -1,4 +1,4 @@
-"""The prompts file: for each test case of a fold what the refiner is told, as strict JSON."""
+"""The prompts file: for each case of a part what the refiner is told, as strict JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import StrictBool, ValidationError, model_validator
 
 from ultrarefiner.config import PromptConfig, Section
-from ultrarefiner.datasets.splits import read_split
+from ultrarefiner.datasets.parts import read_part
 from ultrarefiner.errors import PromptError, UltraRefinerError
 from ultrarefiner.images import read_mask
 from ultrarefiner.io import read_json, write_json
@@ -24,25 +24,25 @@ _log = logging.getLogger(__name__)
 
 
 class PromptFile(Section):
-    """The prompts of one fold; see ``load_prompts``.
+    """The prompts of one part; see ``load_prompts``.
 
     Attributes:
         prompt: Name of the prompt mode.
         kind: Row of ``PROMPTS``.
         source: What the prompts were made from.
         oracle: Whether that was the truth.
-        fold: Outer fold.
+        part: Part of the dataset.
         on_empty: What an empty mask means: "empty", no prompt and so an empty refined mask, or
             "full_image", box and centre of the whole image as the original systems do. A mask
             prompt has no such stand-in: kinds with a mask stay empty either way.
-        cases: Record of each test case.
+        cases: Record of each case.
     """
 
     prompt: str
     kind: str
     source: Literal["coarse", "ground_truth"]
     oracle: StrictBool
-    fold: int
+    part: str
     on_empty: Literal["empty", "full_image"]
     cases: dict[str, PromptRecord]
 
@@ -103,8 +103,8 @@ class PromptFile(Section):
     def _record(self, case: str) -> PromptRecord:
         if case not in self.cases:
             raise PromptError(
-                f"there is no prompt '{self.prompt}' for {case} in fold {self.fold}: it is not a "
-                "test case of the fold, or the file is stale; run make_prompts again"
+                f"there is no prompt '{self.prompt}' for {case} in {self.part}: it is not a case "
+                "of that part, or the file is stale; run make_prompts again"
             )
         return self.cases[case]
 
@@ -113,27 +113,27 @@ def make_prompts(
     prompt: PromptConfig,
     name: str,
     splits: str | Path,
-    fold: int,
+    part: str,
     masks: str | Path,
     output: str | Path,
 ) -> None:
-    """Write the prompts of every test case of a fold.
+    """Write the prompts of every case of a part.
 
     Args:
         prompt: The prompt mode.
         name: Its name.
-        splits: ``splits.csv``.
-        fold: Outer fold, from 0.
+        splits: Table that ``read_part`` takes for the part.
+        part: Part of the dataset, such as ``fold0``.
         masks: Folder of masks ``{case}.png``: a coarse model's, or the truth for an oracle.
         output: The JSON file.
 
     Raises:
-        PromptError: A test case has no mask; the message names them.
+        PromptError: A case has no mask; the message names them.
         UltraRefinerError: A mask is damaged.
-        SplitError: The fold is not in the splits.
+        SplitError: The part is not in the table.
     """
-    cases = read_split(splits, fold)["test"]
-    cure = "Every test case needs one: run the job that writes this folder again."
+    cases = read_part(splits, part)
+    cure = "Every case needs one: run the job that writes this folder again."
     require_files(masks, cases, "mask", cure, error=PromptError)
     records = {
         case: prompt_record(prompt, case, read_mask(Path(masks) / f"{case}.png")) for case in cases
@@ -143,7 +143,7 @@ def make_prompts(
         kind=prompt.kind,
         source=prompt.source,
         oracle=prompt.oracle,
-        fold=fold,
+        part=part,
         on_empty=prompt.on_empty,
         cases=records,
     )

@@ -1,4 +1,4 @@
-"""Jobs of the refine stage: embed the test images of a fold, refine its masks.
+"""Jobs of the refine stage: embed the images of a part, refine its masks.
 
 Model code is imported when a refiner is loaded, so that GrabCut jobs start without torch.
 """
@@ -7,43 +7,42 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ultrarefiner.config import WindowRecipe
-from ultrarefiner.datasets.splits import read_split
+from ultrarefiner.datasets.parts import read_part
 from ultrarefiner.errors import ConfigError, PromptError, UltraRefinerError
-from ultrarefiner.images import read_mask, read_probability, read_rgb, write_mask
+from ultrarefiner.images import read_mask, read_probability, write_mask
 from ultrarefiner.io import atomic_directory, write_rows
 from ultrarefiner.prompts.base import Prompt
 from ultrarefiner.prompts.crop import Window, window_of_mask
 from ultrarefiner.prompts.records import PromptFile, load_prompts, require_files
 from ultrarefiner.refine import REFINERS, load_refiner
 from ultrarefiner.refine.base import Embedding, Refinement, Refiner
-from ultrarefiner.refine.crop import cut_window, refine_in_window
+from ultrarefiner.refine.crop import refine_in_window
 from ultrarefiner.refine.embeddings import (
     IndexRow,
-    embedding_key,
-    image_sha256,
     read_index,
     write_index,
 )
 from ultrarefiner.refine.reading import read_ahead
+from ultrarefiner.refine.seeing import (
+    Seen,
+    embed_again,
+    look_at,
+    progress,
+    read_image,
+    stale_index,
+)
 from ultrarefiner.refine.shelf import Shelf
 
 logger = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
-
 TABLE_COLUMNS = ["case", "score", "agreement", "prompts", "window"]
 """Columns of the table beside a refiner's masks; empty cells: not known, or the full image."""
-
-_LOG_EVERY = 50
 
 
 def embed_images(
@@ -52,7 +51,7 @@ def embed_images(
     options: dict[str, Any],
     images: str | Path,
     splits: str | Path,
-    fold: int,
+    part: str,
     masks: str | Path | None,
     window: dict[str, Any] | None,
     shelf: str | Path,
@@ -60,7 +59,7 @@ def embed_images(
     output: str | Path,
     device: str,
 ) -> None:
-    """Encode what a refiner will see of each test image of a fold, and put it on the shelf.
+    """Encode what a refiner will see of each image of a part, and put it on the shelf.
 
     What is on the shelf already is not encoded again, whoever put it there: another view whose
     window was the same, another run, or this job before it was interrupted. A window that is
@@ -71,8 +70,8 @@ def embed_images(
         weights: File of the weights, or their name in the weights table.
         options: Those of the row's keys that change an embedding.
         images: Folder of ``{case}.png``.
-        splits: ``splits.csv``.
-        fold: Outer fold, from 0.
+        splits: Table that ``read_part`` takes for the part.
+        part: Part of the dataset, such as ``fold0``.
         masks: Folder of masks ``{case}.png`` around which windows are cut; None for full images.
         window: The ``WindowRecipe`` as a dict; None for full images.
         shelf: Folder of the shelf.
@@ -83,12 +82,12 @@ def embed_images(
     Raises:
         ConfigError: Unknown family, or one whose embeddings are not worth a file.
         WeightsError: The weights are absent, damaged or another model's.
-        SplitError: The fold is not in the splits.
+        SplitError: The part is not in the table.
         UltraRefinerError: An image or a mask is absent or damaged.
         OutputError: The shelf or the index cannot be written.
     """
     _require_shelf(family)
-    names = sorted(read_split(splits, fold)["test"])
+    names = read_part(splits, part)
     require_files(images, names, "image", "Run prepare_dataset again.")
     recipe = None if window is None else WindowRecipe(**window)
     if recipe is not None:
@@ -97,16 +96,16 @@ def embed_images(
     store = Shelf(shelf, round(limit_gb * 1e9), images=len(names))
     batch = refiner.batch_size
 
-    def read(case: str) -> _View:
-        image = _read_image(images, case)
+    def read(case: str) -> Seen:
+        image = read_image(images, case)
         part = None if recipe is None else _window(recipe, masks, case, image)
-        return _view(refiner, store, case, image, part)
+        return look_at(refiner, store, case, image, part)
 
     index: dict[str, IndexRow] = {}
     waiting: dict[str, np.ndarray] = {}
     known: set[str] = set()  # the same pixels may be in a dataset twice
     encoded = 0
-    for seen in _progress(read_ahead(read, names, ahead=batch + 4), len(names), "embed"):
+    for seen in progress(read_ahead(read, names, ahead=batch + 4), len(names), "embed"):
         index[seen.case] = IndexRow(seen.key, seen.window)
         if seen.embedding is None and seen.key not in known:
             waiting[seen.key] = seen.pixels
@@ -172,27 +171,29 @@ def refine_masks(
     refiner = load_refiner(family, weights, device, **options)
     store = None if index is None else Shelf(shelf, round(limit_gb * 1e9), images=len(names))
 
-    def read(case: str) -> _View:
-        image = _read_image(images, case)
+    def read(case: str) -> Seen:
+        image = read_image(images, case)
         prompt = _prompt(file, case, image, soft_masks)
         if prompt is None:
-            return _View(case, image.shape[:2], image)
-        seen = _view(refiner, store, case, image, file.window(case), prompt)
+            return Seen(case, image.shape[:2], image)
+        seen = look_at(refiner, store, case, image, file.window(case), prompt)
         if index is not None and index.get(case) != IndexRow(seen.key, seen.window):
-            raise UltraRefinerError(_stale(embeddings, case, index.get(case), seen))
+            raise UltraRefinerError(stale_index(embeddings, case, index.get(case), seen))
         return seen
 
     rows = []
     empty = encoded = 0
     with atomic_directory(output) as folder:
-        for seen in _progress(read_ahead(read, names), len(names), "refine"):
+        for seen in progress(read_ahead(read, names), len(names), "refine"):
             if seen.prompt is None:
                 empty += 1
                 refined = None
                 mask = np.zeros(seen.image_hw, dtype=bool)
             else:
                 encoded += seen.embedding is None
-                refined = _refine(refiner, seen, seen.embedding or _embed(refiner, store, seen))
+                refined = _refine(
+                    refiner, seen, seen.embedding or embed_again(refiner, store, seen)
+                )
                 mask = refined.mask
             write_mask(folder / f"{seen.case}.png", mask)
             rows.append(_row(seen, refined))
@@ -210,29 +211,6 @@ def refine_masks(
             )
 
 
-@dataclass(frozen=True, eq=False)
-class _View:
-    """What a refiner sees of a case.
-
-    Attributes:
-        case: Case id.
-        image_hw: (height, width) of the whole image.
-        pixels: The image, or the cut of its window.
-        window: Where the cut is; None for the whole image.
-        prompt: In pixels of the whole image; None when there is nothing to refine.
-        key: Name on the shelf; empty when there is none.
-        embedding: From the shelf, if it was there.
-    """
-
-    case: str
-    image_hw: tuple[int, int]
-    pixels: np.ndarray
-    window: Window | None = None
-    prompt: Prompt | list[Prompt] | None = None
-    key: str = ""
-    embedding: Embedding | None = None
-
-
 def _window(recipe: WindowRecipe, masks: str | Path, case: str, image: np.ndarray) -> Window | None:
     mask = read_mask(Path(masks) / f"{case}.png")
     if mask.shape != image.shape[:2]:
@@ -241,23 +219,6 @@ def _window(recipe: WindowRecipe, masks: str | Path, case: str, image: np.ndarra
             "width). Run the job that writes this folder again."
         )
     return window_of_mask(mask, recipe)
-
-
-def _view(
-    refiner: Refiner,
-    store: Shelf | None,
-    case: str,
-    image: np.ndarray,
-    window: Window | None,
-    prompt: Prompt | list[Prompt] | None = None,
-) -> _View:
-    pixels = image if window is None else cut_window(image, window)
-    key, embedding = "", None
-    if store is not None:
-        digest, made_by = image_sha256(pixels), refiner.weights_sha256
-        key = embedding_key(digest, made_by, refiner.family, refiner.recipe)
-        embedding = store.get(key, made_by)
-    return _View(case, image.shape[:2], pixels, window, prompt, key, embedding)
 
 
 def _encode(refiner: Refiner, store: Shelf, waiting: dict[str, np.ndarray]) -> int:
@@ -274,15 +235,6 @@ def _encode(refiner: Refiner, store: Shelf, waiting: dict[str, np.ndarray]) -> i
     return len(images)
 
 
-def _embed(refiner: Refiner, store: Shelf | None, seen: _View) -> Embedding:
-    embedding = refiner.embed(seen.pixels)
-    if store is None:
-        return embedding
-    logger.info("%s is not on the shelf; it is encoded again", seen.case)
-    store.put(embedding)
-    return embedding.rounded()
-
-
 def _prompt(
     file: PromptFile, case: str, image: np.ndarray, soft_masks: str | Path
 ) -> Prompt | list[Prompt] | None:
@@ -297,14 +249,14 @@ def _prompt(
     return file.prompts(case, read_probability(Path(soft_masks) / record.mask))
 
 
-def _refine(refiner: Refiner, seen: _View, embedding: Embedding) -> Refinement:
+def _refine(refiner: Refiner, seen: Seen, embedding: Embedding) -> Refinement:
     try:
         return refine_in_window(refiner, embedding, seen.prompt, seen.window, seen.image_hw)
     except PromptError as error:
         raise PromptError(f"{seen.case}: {error}") from None
 
 
-def _row(seen: _View, refined: Refinement | None) -> dict[str, Any]:
+def _row(seen: Seen, refined: Refinement | None) -> dict[str, Any]:
     score, agreement = (refined.score, refined.agreement) if refined else (math.nan, math.nan)
     several = len(seen.prompt) if isinstance(seen.prompt, list) else 1
     return {
@@ -316,16 +268,6 @@ def _row(seen: _View, refined: Refinement | None) -> dict[str, Any]:
     }
 
 
-def _stale(index: str | Path, case: str, row: IndexRow | None, seen: _View) -> str:
-    if row is None:
-        why = f"does not name {case}"
-    elif row.window != seen.window:
-        why = f"has window {row.window} for {case}, its prompt {seen.window}"
-    else:
-        why = f"was made from another image of {case}, with other weights or other options"
-    return f"{index} {why}. Run embed_images again, and make_prompts if that does not help."
-
-
 def _require_shelf(family: str) -> None:
     if not REFINERS[family].shelves_embeddings:
         keep = ", ".join(name for name, row in REFINERS.items() if row.shelves_embeddings)
@@ -333,16 +275,3 @@ def _require_shelf(family: str) -> None:
             f"refiner family '{family}' keeps no embeddings on file (these do: {keep}); run "
             "refine_masks without them"
         )
-
-
-def _read_image(images: str | Path, case: str) -> np.ndarray:
-    return read_rgb(Path(images) / f"{case}.png")
-
-
-def _progress(cases: Iterable[Item], total: int, verb: str) -> Iterator[Item]:
-    """Yield the cases; a bar on a terminal, a log line now and then everywhere."""
-    # disable=None: no bar when stderr is a file.
-    for done, case in enumerate(tqdm(cases, verb, total, unit="case", disable=None)):
-        if done % _LOG_EVERY == 0:
-            logger.info("%s: %d of %d cases done", verb, done, total)
-        yield case

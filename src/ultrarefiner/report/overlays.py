@@ -13,6 +13,7 @@ import pandas as pd
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.images import read_mask, read_rgb
 from ultrarefiner.io import atomic_directory, read_json, write_json
+from ultrarefiner.report.failures import coarse_of, describe_failure, failed_cases, member_of
 from ultrarefiner.report.panels import (
     COARSE_COLOUR,
     REFINED_COLOUR,
@@ -21,11 +22,21 @@ from ultrarefiner.report.panels import (
     Panel,
     draw_panels,
 )
-from ultrarefiner.report.tables import fixed, leading_method, read_scores
+from ultrarefiner.report.tables import (
+    FOOTNOTES,
+    MARKS,
+    fixed,
+    leading_method,
+    main_rows,
+    read_scores,
+    with_lesion,
+)
 
 log = logging.getLogger(__name__)
 
 RANKS = ("best", "median", "worst")
+# Pixels of the longer side of a failure's picture.
+_THUMB = 420
 
 
 def draw_overlays(
@@ -33,21 +44,25 @@ def draw_overlays(
     entries: Sequence[Mapping[str, Any]],
     reference: str,
     count: int,
+    failures: int,
     output: str | Path,
 ) -> None:
-    """Draw the best, median and worst cases of each dataset into the folder ``output``.
+    """Draw best, median, worst and failed cases of each dataset into the folder ``output``.
 
     The cases are ranked by the Dice of the refined method that leads on the dataset (oracles never
     lead); without refined methods, by the reference's. A picture has three panels: image with the
-    truth, coarse mask with the prompts, refined mask. ``index.json`` lists the pictures.
+    truth, coarse mask with the prompts, refined mask. A failure has one, with all outlines.
+    ``index.json`` lists the ``pictures`` and the ``failures``.
 
     Args:
-        scores: ``scores.csv``, one row a case and method.
-        entries: A dict for each dataset, method and fold: ``dataset``, ``method``, ``fold``,
-            ``images``, ``truth``, ``coarse``, ``masks`` (folders of ``{case}.png``), ``prompts``
-            (JSON file or None), ``oracle``.
+        scores: ``scores.csv``, one row a case, method and member.
+        entries: A dict for each dataset, method and part that may be shown: ``dataset``,
+            ``method``, ``evaluation``, ``member``, ``fold`` (None for an ensemble), ``images``,
+            ``truth``, ``coarse``, ``masks`` (folders of ``{case}.png``), ``prompts`` (JSON file or
+            None), ``oracle``. Those of a dataset start from models of one training set.
         reference: The coarse method.
         count: Cases of each rank; fewer where a dataset is small. No case is shown twice.
+        failures: Worst cases of each dataset; missed lesions and false alarms come on top.
         output: The folder; what it held before goes away.
 
     Raises:
@@ -55,42 +70,75 @@ def draw_overlays(
             where the masks of a case are.
     """
     table = read_scores(scores, reference)
-    places = {(str(e["dataset"]), str(e["method"]), int(e["fold"])): e for e in entries}
+    places = {_key(entry): entry for entry in entries}
     with atomic_directory(output) as folder:
-        pictures = []
+        pictures, failed = [], []
         for dataset in sorted(set(table["dataset"])):
-            rows = table[table["dataset"].eq(dataset)]
-            method = leading_method(rows, dataset, reference)
-            before = rows[rows["method"].eq(reference)].set_index("case")["dice"]
-            for rank, number, row in rank_cases(rows[rows["method"].eq(method)], count):
-                place = places.get((dataset, method, int(row["fold"])))
-                if place is None or place["oracle"]:
-                    raise UltraRefinerError(
-                        f"no folder is known for {method} on {dataset}, fold {row['fold']}, although "
-                        f"{scores} has its scores; run summarise_scores again for this study."
-                    )
+            rows = _shown(table, dataset, places, scores)
+            coarse = coarse_of(rows, reference)
+            method = leading_method(rows, reference)
+            before = rows[rows["method"].eq(coarse)].set_index("case")["dice"]
+            mine = rows[rows["method"].eq(method)]
+            if places[_key(mine.iloc[0])]["oracle"]:
+                raise UltraRefinerError(
+                    f"{method} on {dataset} is an oracle by its folder and none by {scores}; run "
+                    "summarise_scores again for this study."
+                )
+            for rank, number, row in rank_cases(mine, count):
                 name = f"{dataset}_{rank}_{number}.png"
                 coarse_dice = float(before.get(row["case"], np.nan))
-                picture = _draw_case(folder / name, row, place, reference)
+                picture = _draw_case(folder / name, row, places[_key(row)], coarse)
                 pictures.append(
                     {
                         "file": name,
                         "dataset": dataset,
                         "method": method,
-                        "reference": reference,
-                        "fold": int(row["fold"]),
+                        "reference": coarse,
+                        "fold": None if pd.isna(row["fold"]) else int(row["fold"]),
                         "case": str(row["case"]),
                         "label": str(row["label"]),
                         "rank": rank,
                         "dice": float(row["dice"]),
                         "coarse_dice": coarse_dice if np.isfinite(coarse_dice) else None,
                         "area_share": float(row["area_share"]),
-                        "caption": _caption(row, coarse_dice, reference, picture["prompt"]),
+                        "caption": _caption(row, coarse_dice, coarse, picture["prompt"]),
                         **picture,
                     }
                 )
-        write_json(folder / "index.json", {"pictures": pictures})
-        log.info("drew %d pictures", len(pictures))
+            for number, row in enumerate(failed_cases(mine, failures), 1):
+                name = f"{dataset}_failure_{number}.png"
+                place = places[_key(row)]
+                drawn = _draw_failure(folder / name, row, place, coarse)
+                failed.append({"file": name, **describe_failure(row, rows, coarse), **drawn})
+        write_json(folder / "index.json", {"pictures": pictures, "failures": failed})
+        log.info("drew %d pictures and %d failures", len(pictures), len(failed))
+
+
+def _key(item: Mapping[str, Any] | pd.Series) -> tuple[str, str, str, str, int | None]:
+    """Return what an entry and a row of scores have in common."""
+    fold = None if item["fold"] is None or pd.isna(item["fold"]) else int(item["fold"])
+    words = (str(item[key]) for key in ("dataset", "method", "evaluation", "member"))
+    return (*words, fold)
+
+
+def _shown(
+    table: pd.DataFrame, dataset: str, places: Mapping[tuple[Any, ...], Any], source: str | Path
+) -> pd.DataFrame:
+    """Return the rows of the methods whose masks may be shown."""
+    known = {key[1:4] for key in places if key[0] == dataset}
+    parts = [
+        main_rows(table, dataset, evaluation) for evaluation in sorted({key[1] for key in known})
+    ]
+    rows = pd.concat(parts) if parts else table.iloc[:0]
+    rows = rows[[_key(row)[1:4] in known for _, row in rows.iterrows()]]
+    absent = next((row for _, row in rows.iterrows() if _key(row) not in places), None)
+    if rows.empty or absent is not None:
+        method = "any method" if absent is None else f"{absent['method']} ({member_of(absent)})"
+        raise UltraRefinerError(
+            f"no folder is known for the masks of {method} on {dataset}, although {source} has "
+            "its scores; run summarise_scores again for this study."
+        )
+    return rows
 
 
 def rank_cases(rows: pd.DataFrame, count: int) -> list[tuple[str, int, pd.Series]]:
@@ -103,9 +151,9 @@ def rank_cases(rows: pd.DataFrame, count: int) -> list[tuple[str, int, pd.Series
         rows: Scores of one method on one dataset.
         count: Cases of each rank, at most.
     """
-    # A mask of an image without a lesion is right or wrong as a whole; there is nothing to look at.
-    with_lesion = rows[~rows["empty_truth"]]
-    rows = rows if with_lesion.empty else with_lesion
+    # Of an image without a lesion there is nothing to look at.
+    lesions = with_lesion(rows)
+    rows = rows if lesions.empty else lesions
     ordered = rows.sort_values(["dice", "case"], ascending=[False, True], ignore_index=True)
     total = len(ordered)
     each = min(count, max(1, total // 3))
@@ -132,9 +180,10 @@ def _caption(row: pd.Series, coarse_dice: float, reference: str, prompt: str) ->
     else:
         dice = f"Dice {fixed(coarse_dice)} ({reference}) → {fixed(row['dice'])} ({row['method']})"
     label = [row["label"]] if row["label"] else []
+    mark = [FOOTNOTES[MARKS[row["seen"]]]] if row["seen"] in MARKS else []
     lesion = f"lesion {fixed(100.0 * row['area_share'], 1)} % of the image"
     told = [prompt] if prompt else []
-    return " · ".join([row["case"], *label, dice, lesion, f"fold {row['fold']}", *told])
+    return " · ".join([row["case"], *label, dice, lesion, member_of(row), *told, *mark])
 
 
 def _draw_case(path: Path, row: pd.Series, place: Mapping[str, Any], reference: str) -> dict:
@@ -160,6 +209,23 @@ def _draw_case(path: Path, row: pd.Series, place: Mapping[str, Any], reference: 
         after = (thin, Outline(refined, REFINED_COLOUR))
         panels.append(Panel(f"refined: {method}", REFINED_COLOUR, after, None, _empty(refined)))
     return {**draw_panels(path, image, panels), "prompt": told}
+
+
+def _draw_failure(
+    path: Path, row: pd.Series, place: Mapping[str, Any], reference: str
+) -> dict[str, Any]:
+    case = str(row["case"])
+    image = read_rgb(Path(place["images"]) / f"{case}.png")
+    truth = _mask(Path(place["truth"]) / f"{case}.png", image)
+    shown = _mask(Path(place["masks"]) / f"{case}.png", image)
+    outlines = [Outline(truth, TRUTH_COLOUR)]
+    if row["method"] != reference:
+        coarse = _mask(Path(place["coarse"]) / f"{case}.png", image)
+        outlines += [Outline(coarse, COARSE_COLOUR, 2.0), Outline(shown, REFINED_COLOUR)]
+    else:
+        outlines.append(Outline(shown, COARSE_COLOUR))
+    panel = Panel("", TRUTH_COLOUR, tuple(outlines), note=_empty(shown))
+    return draw_panels(path, image, [panel], side=_THUMB, strip=0)
 
 
 def _empty(mask: np.ndarray) -> str:

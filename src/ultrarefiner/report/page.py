@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jinja2
-import pandas as pd
-import yaml
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ultrarefiner.errors import UltraRefinerError
-from ultrarefiner.evaluation.summary import SIZES
-from ultrarefiner.images import read_rgb
+from ultrarefiner.evaluation.subgroups import SIZES
 from ultrarefiner.io import read_json, write_text
-from ultrarefiner.report.overlays import RANKS
-from ultrarefiner.report.plots import COLOURS, INK, describe_boxes
-from ultrarefiner.report.results import Numbers, fold_table, leading_table, subgroup_table
-from ultrarefiner.report.tables import (
-    COMPARISON_COLUMNS,
-    JOINT,
-    SUMMARY_COLUMNS,
-    list_methods,
-    read_scores,
-    read_table,
+from ultrarefiner.report.book import Data, make_book, read_data
+from ultrarefiner.report.cautions import by_image, caution
+from ultrarefiner.report.findings import find
+from ultrarefiner.report.making import (
+    commands,
+    config_yaml,
+    describe_provenance,
+    sorted_cards,
+    statements,
 )
-from ultrarefiner.report.words import by_image, caution, find
+from ultrarefiner.report.overlays import RANKS
+from ultrarefiner.report.pictures import embed_pictures
+from ultrarefiner.report.results import ORACLE_NOTE, Table
+from ultrarefiner.report.tables import EVALUATIONS, FOOTNOTES, MARKS, at_of, fixed, signed
+from ultrarefiner.report.views import anchor, cross_figures, curves, dataset_view
 
 log = logging.getLogger(__name__)
 
-# Characters of base64 that the gallery may take; wider pictures are tried first.
-_GALLERY_BUDGET = 4_500_000
-_GALLERY_WIDTHS = (1640, 1200, 900, 660, 420, 300)
-_QUALITY = 86
-# Colours of the figures that follow the page from light to dark.
-_THEMED = {INK: "currentColor", COLOURS["coarse"]: "var(--accent)"}
 _HERE = Path(__file__).parent
 
 
@@ -48,14 +40,19 @@ def write_report(
     scores: str | Path,
     summary: str | Path,
     comparisons: str | Path,
+    oracle_gap: str | Path,
     figures: str | Path,
     overlays: str | Path,
+    tables: str | Path,
     provenance: Mapping[str, Any],
     title: str,
     checks: Sequence[str | Path],
     cards: Sequence[str | Path],
     reference: str,
     output: str | Path,
+    calibration: str | Path | None = None,
+    overlaps: str | Path | None = None,
+    points: Sequence[str | Path] | str | Path | None = None,
 ) -> None:
     """Write the report of a study as one HTML file.
 
@@ -63,59 +60,92 @@ def write_report(
         scores: ``scores.csv``.
         summary: ``summary.csv``.
         comparisons: ``comparisons.csv``.
-        figures: Folder that `ultrarefiner.report.plots.plot_scores` wrote.
+        oracle_gap: ``oracle_gap.csv``.
+        figures: Folder that `ultrarefiner.report.figures.plot_scores` wrote.
         overlays: Folder that `ultrarefiner.report.overlays.draw_overlays` wrote.
+        tables: Folder that `ultrarefiner.report.export.write_tables` wrote; its files can be
+            saved from the page.
         provenance: What made the numbers; ``config`` is shown as YAML, dicts and lists of dicts as
             tables, all else as lines.
         title: Title of the report.
         checks: Reports of the dataset check (JSON).
-        cards: Model cards (JSON).
+        cards: Model cards (JSON); a ``threshold.json`` beside one is told with it.
         reference: The coarse method that others are compared with.
         output: The HTML file.
+        calibration: ``calibration.csv``, if there is one.
+        overlaps: ``overlaps.csv``, if there is one.
+        points: ``points.csv``, if points were analysed.
 
     Raises:
         UltraRefinerError: An input is absent or damaged; the message names it.
     """
-    table = read_scores(scores, reference)
-    means = read_table(summary, SUMMARY_COLUMNS, "summarise_scores")
-    differences = read_table(comparisons, COMPARISON_COLUMNS, "compare_methods")
+    data = read_data(
+        scores, summary, comparisons, oracle_gap, reference, calibration, overlaps, points
+    )
+    book = make_book(data)
     examined = [_read_object(path, "check_dataset") for path in checks]
-    pictures = read_json(Path(overlays) / "index.json").get("pictures", [])
-    drawn = _embed_pictures(Path(overlays), pictures)
-    datasets = sorted(set(table["dataset"]))
-    joint = [name for name in JOINT if name in set(means["dataset"])]
-    results = [
-        _result(name, table, means, differences, reference, Path(summary))
-        for name in [*datasets, *joint]
-    ]
-    findings = find(table, differences, reference)
+    models = [_read_model(Path(path)) for path in cards]
+    drawn = _read_object(Path(overlays) / "index.json", "draw_overlays")
+    pictures, reduced = embed_pictures(Path(overlays), drawn.get("pictures", []), "gallery")
+    failed, failed_reduced = embed_pictures(Path(overlays), drawn.get("failures", []), "failures")
+    config = provenance.get("config") or {}
+    folder = Path(figures)
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            title=title,
+            style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+            script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
+            reference=reference,
+            findings=find(data),
+            cautions=caution(
+                data.scores, data.summary, data.overlaps, examined, models, provenance
+            ),
+            book=book,
+            datasets=[dataset_view(data, mine, folder, examined, config) for mine in book.datasets],
+            gallery={name: _gallery(name, pictures) for name in data.datasets},
+            reduced=reduced,
+            cross=cross_figures(book, folder),
+            joint_curves=[curves(folder, name) for name in _unions(data, folder)],
+            failures=_failures(failed),
+            failed_reduced=failed_reduced,
+            statements=statements(data, provenance),
+            commands=commands(provenance),
+            cards=sorted_cards(models),
+            provenance=describe_provenance(provenance),
+            config=config_yaml(config),
+            by_image=by_image(provenance),
+            sizes={name: f"{100.0 * least:g} %" for name, least in SIZES.items()},
+            files=_files(Path(tables), book.tables),
+        )
+    )
+    write_text(output, page)
+    log.info("wrote %s (%.1f MB)", output, len(page) / 1e6)
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
+        loader=jinja2.FileSystemLoader([_HERE, _HERE / "parts"]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["plain"] = _plain
-    page = environment.get_template("page.html.j2").render(
-        title=title,
-        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        reference=reference,
-        findings=findings,
-        cautions=caution(table, means, examined, provenance),
-        results=results,
-        figures=[_figures(name, table, reference, Path(figures)) for name in datasets],
-        gallery=[_gallery(name, drawn) for name in datasets],
-        facts=[_facts(name, table) for name in datasets],
-        checks=examined,
-        cards=[_card(path) for path in cards],
-        provenance=_provenance(provenance),
-        config=_yaml(provenance.get("config")),
-        by_image=by_image(provenance),
-        sizes={name: f"{100.0 * least:g} %" for name, least in SIZES.items()},
-    )
-    write_text(output, page)
-    log.info("wrote %s (%.1f MB)", output, len(page) / 1e6)
+    environment.filters |= {"anchor": anchor, "data_uri": _data_uri, "breakable": _breakable}
+    environment.globals |= {
+        "oracle_note": ORACLE_NOTE,
+        "evaluations": EVALUATIONS,
+        "footnotes": FOOTNOTES,
+    }
+    return environment
+
+
+def _read_model(path: Path) -> dict[str, Any]:
+    card, tuned = _read_object(path, "train_coarse"), path.with_name("threshold.json")
+    if not tuned.is_file():
+        return card
+    return card | {"threshold": _read_object(tuned, "choose_threshold").get("threshold")}
 
 
 def _read_object(path: str | Path, maker: str) -> dict[str, Any]:
@@ -125,171 +155,70 @@ def _read_object(path: str | Path, maker: str) -> dict[str, Any]:
     return value
 
 
-def _result(
-    name: str,
-    scores: pd.DataFrame,
-    summary: pd.DataFrame,
-    comparisons: pd.DataFrame,
-    reference: str,
-    source: Path,
-) -> dict[str, Any]:
-    methods = list_methods(scores, reference, None if name in JOINT else name)
-    numbers = Numbers(summary, comparisons, name, reference)
-    for method in methods:
-        if name not in JOINT and numbers.get(method.name, "dice") is None:
-            raise UltraRefinerError(
-                f"{source} has no Dice of {method.name} on {name}, although it was scored; run "
-                "summarise_scores again."
-            )
-    return {
-        "key": name,
-        "title": JOINT.get(name, name),
-        "table": leading_table(numbers, methods, reference),
-        "folds": fold_table(numbers, methods) if numbers.folds else None,
-        "subgroups": subgroup_table(numbers, methods) if numbers.subgroups else None,
-    }
+def _breakable(name: str) -> Markup:
+    """Return a name that a narrow window may break after @, - and _."""
+    return Markup(re.sub("(?<=[@_-])", "<wbr>", str(escape(name))))
 
 
-def _figures(name: str, scores: pd.DataFrame, reference: str, folder: Path) -> dict[str, Any]:
-    rows = scores[scores["dataset"].eq(name)]
-    methods = list_methods(rows, reference)
-    boxes = _inline_svg(folder / f"boxplot_{name}.svg", describe_boxes(rows, methods))
-    scatter = curves = None
-    if any(method.kind == "refined" for method in methods):
-        words = f"Dice of {reference} against Dice after refining, a point for each case of {name}."
-        scatter = _inline_svg(folder / f"scatter_{name}.svg", words)
-    # A study may score masks of models that were trained elsewhere; then there are no curves.
-    if (folder / f"curves_{name}.svg").is_file():
-        words = f"Training loss and validation Dice by epoch for each fold of {name}."
-        curves = _inline_svg(folder / f"curves_{name}.svg", words)
-    return {"title": name, "boxes": boxes, "scatter": scatter, "curves": curves}
+def _data_uri(text: str, kind: str) -> str:
+    return f"data:{kind};charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
 
 
-def _inline_svg(path: Path, words: str) -> Markup:
-    """Return a figure as an element of the page: own ids, the page's text colour, no header."""
-    if not path.is_file():
-        raise UltraRefinerError(f"{path} is missing; run plot_scores again.")
-    text = path.read_text(encoding="utf-8")
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.S)
-    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
-    text = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{path.stem}-", text)
-    for printed, themed in _THEMED.items():
-        text = text.replace(printed, themed)
-    label = jinja2.filters.escape(words)
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
+def _files(folder: Path, tables: list[Table]) -> dict[str, dict[str, str]]:
+    """Return the files of each table as data URIs, by table and suffix."""
+    kinds = {"csv": "text/csv", "tex": "text/x-tex"}
+    files: dict[str, dict[str, str]] = {}
+    for table in tables:
+        for suffix, kind in kinds.items():
+            path = folder / f"{table.name}.{suffix}"
+            if not path.is_file():
+                raise UltraRefinerError(f"{path} is missing; run write_tables again.")
+            text = path.read_text(encoding="utf-8")
+            files.setdefault(table.name, {})[suffix] = _data_uri(text, kind)
+    return files
 
 
-def _embed_pictures(folder: Path, pictures: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the pictures with their pixels as data URIs, as wide as the budget allows."""
-    pixels = [read_rgb(folder / item["file"]) for item in pictures]
-    data: list[str] = []
-    for width in _GALLERY_WIDTHS:
-        data = [_jpeg(image, width) for image in pixels]
-        if sum(map(len, data)) <= _GALLERY_BUDGET:
-            break
-    else:
-        log.warning("the gallery takes %.1f MB; lower report.gallery", sum(map(len, data)) / 1e6)
-    return [
-        {**item, "data": uri, "width": image.shape[1], "height": image.shape[0]}
-        for item, uri, image in zip(pictures, data, pixels, strict=True)
-    ]
-
-
-def _jpeg(image: cv2.typing.MatLike, width: int) -> str:
-    if image.shape[1] > width:
-        size = (width, round(image.shape[0] * width / image.shape[1]))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    # Full colour resolution: thin coloured outlines smear with the usual halved one.
-    options = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
-    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1]
-    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
+def _unions(data: Data, folder: Path) -> list[str]:
+    """Return the training sets that are no dataset and have training curves."""
+    names = {path.stem.removeprefix("curves_") for path in folder.glob("curves_*.svg")}
+    return sorted(names - set(data.datasets))
 
 
 def _gallery(name: str, pictures: list[dict[str, Any]]) -> dict[str, Any]:
     mine = [item for item in pictures if item["dataset"] == name]
     ranks = [(rank, [item for item in mine if item["rank"] == rank]) for rank in RANKS]
     return {
-        "title": name,
         "method": mine[0]["method"] if mine else "",
         "ranks": [(rank, items) for rank, items in ranks if items],
     }
 
 
-def _facts(name: str, scores: pd.DataFrame) -> dict[str, Any]:
-    cases = scores[scores["dataset"].eq(name)].drop_duplicates("case")
-    labels = cases.loc[cases["label"].ne(""), "label"].value_counts().sort_index()
+def _failures(failed: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the cards of the gallery of failures and what they can be filtered by."""
+    cards = []
+    for item in failed:
+        shown = item["scores"][str(item["method"]).removesuffix(at_of(item["method"]))]
+        coarse = item["scores"].get(str(item["reference"]).removesuffix(at_of(item["reference"])))
+        difference = shown["dice"] - coarse["dice"] if coarse else float("nan")
+        cards.append(
+            {
+                **item,
+                "dice": fixed(shown["dice"]),
+                "hd95": fixed(shown["hd95"], 1),
+                "difference": signed(difference),
+                "mark": MARKS.get(shown["seen"], ""),
+                "area": fixed(100.0 * item["area_share"], 1),
+            }
+        )
+    choices = {
+        key: sorted({str(item[key]) for item in failed})
+        for key in ("dataset", "label", "size", "overlay", "border")
+    }
+    methods = sorted(
+        {(row["oracle"], name) for item in failed for name, row in item["scores"].items()}
+    )
     return {
-        "dataset": name,
-        "cases": len(cases),
-        "groups": int(cases["group"].nunique()),
-        "folds": ", ".join(map(str, sorted(set(cases["fold"])))),
-        "labels": ", ".join(f"{label} {count}" for label, count in labels.items()) or "–",
-        "empty": int(cases["empty_truth"].sum()),
+        "cards": cards,
+        "choices": choices,
+        "methods": [(name, oracle) for oracle, name in methods],
     }
-
-
-def _card(path: str | Path) -> dict[str, str]:
-    card = _read_object(path, "train_coarse")
-    architecture = card.get("architecture") or {}
-    config, metrics = card.get("config") or {}, card.get("metrics") or {}
-    size = architecture.get("image_size")
-    best = metrics.get("best_epoch", metrics.get("epoch"))
-    kept = metrics.get("val_dice", metrics.get("best_val_dice", metrics.get("dice")))
-    values = {
-        "Dataset": card.get("dataset"),
-        "Model": card.get("name"),
-        "Fold": card.get("fold"),
-        "Architecture": f"{architecture.get('model', '–')}{f' at {size} px' if size else ''}",
-        "Epochs": config.get("epochs"),
-        "Epoch kept": best,
-        "Val. Dice": f"{kept:.3f}" if isinstance(kept, float) else kept,
-        "Chosen on": card.get("selection"),
-        "Trained on": f"{len(card.get('trained_on') or [])} cases",
-        "Parents": ", ".join(
-            f"{name} ({str(digest)[:12]})" for name, digest in (card.get("parents") or {}).items()
-        ),
-        "Licence": card.get("licence"),
-        "SHA-256 of weights": card.get("weights_sha256"),
-    }
-    return {key: "–" if value in (None, "") else str(value) for key, value in values.items()}
-
-
-def _provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return provenance as ``lines`` (name, value) and ``tables`` (title, columns, rows)."""
-    lines, tables = [], []
-    for name, value in provenance.items():
-        title = name.replace("_", " ").capitalize()
-        if name == "config":
-            continue
-        if isinstance(value, Mapping) and value:
-            rows = [[str(key), _plain(item)] for key, item in value.items()]
-            tables.append((title, ["", ""], rows))
-        elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
-            columns = list(dict.fromkeys(str(key) for item in value for key in item))
-            rows = [[_plain(item.get(key)) for key in columns] for item in value]
-            tables.append((title, columns, rows))
-        else:
-            lines.append((title, _plain(value)))
-    return {"lines": lines, "tables": tables}
-
-
-def _plain(value: Any) -> str:
-    if value is None or value == "":
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items()) or "–"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value)) or "–"
-    return str(value)
-
-
-def _yaml(config: Any) -> str:
-    if not config:
-        return ""
-    # By way of JSON: paths and tuples become what YAML can say.
-    plain = json.loads(json.dumps(config, default=str))
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)

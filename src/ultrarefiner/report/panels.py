@@ -50,10 +50,16 @@ class Panel:
     note: str = ""
 
 
-def draw_panels(path: str | Path, image: np.ndarray, panels: Sequence[Panel]) -> dict[str, Any]:
+def draw_panels(
+    path: str | Path,
+    image: np.ndarray,
+    panels: Sequence[Panel],
+    side: int = PANEL,
+    strip: int = _STRIP,
+) -> dict[str, Any]:
     """Draw views of an image side by side as a PNG.
 
-    The image is enlarged or reduced so that its longer side has ``PANEL`` pixels. Pixel (x, y) of
+    The image is enlarged or reduced so that its longer side has ``side`` pixels. Pixel (x, y) of
     the image covers [x - 0.5, x + 0.5] × [y - 0.5, y + 0.5] there, so outlines run along the
     pixels' borders and half-open boxes [x0, x1) end at x1 - 0.5.
 
@@ -61,26 +67,28 @@ def draw_panels(path: str | Path, image: np.ndarray, panels: Sequence[Panel]) ->
         path: The PNG.
         image: uint8 (H, W, 3) RGB.
         panels: The views, from left to right.
+        side: Pixels of the longer side of a panel.
+        strip: Height of the strip of labels; 0 for none.
 
     Returns:
         ``panels``: for each view its [left, top, width, height] in pixels of the picture.
     """
     height, width = image.shape[:2]
-    scale = PANEL / max(height, width)
+    scale = side / max(height, width)
     wide, high = max(1, round(width * scale)), max(1, round(height * scale))
     pixels = cv2.resize(
         image, (wide, high), interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
     )
-    total = (len(panels) * wide + (len(panels) - 1) * _GAP, high + _STRIP)
+    total = (len(panels) * wide + (len(panels) - 1) * _GAP, high + strip)
     with matplotlib.rc_context({"font.family": "sans-serif", "path.simplify": False}):
         figure = Figure(figsize=(total[0] / _DPI, total[1] / _DPI), dpi=_DPI, facecolor=_GROUND)
         places = []
         for number, panel in enumerate(panels):
             left = number * (wide + _GAP)
-            places.append([left, _STRIP, wide, high])
+            places.append([left, strip, wide, high])
             figure.text(
                 (left + 6) / total[0],
-                1.0 - 0.5 * _STRIP / total[1],
+                1.0 - 0.5 * strip / total[1],
                 panel.label,
                 color=panel.colour,
                 size=14,

@@ -5,9 +5,8 @@ Text stays text (``svg.fonttype: none``), so figures can be searched and take th
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +17,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ultrarefiner.io import atomic_directory, item_seed
-from ultrarefiner.report.tables import (
-    HISTORY_COLUMNS,
-    Method,
-    fixed,
-    list_methods,
-    read_scores,
-    read_table,
-)
-
-log = logging.getLogger(__name__)
+from ultrarefiner.io import item_seed
+from ultrarefiner.report.tables import Method, fixed
 
 # One ink for text and axes: the page replaces it by its own text colour, light or dark.
 INK = "#1b2430"
 _GRID = "#8a94a633"
-_QUIET = "#7a8494"
+QUIET = "#7a8494"
+# Behind words that stand on points: the page replaces it by its own ground.
+PAPER = "#fffffe"
 # Okabe and Ito's palette (2008), safe for colour-blind readers.
 COLOURS = {"coarse": "#0072b2", "refined": "#cc79a7", "oracle": "#8a94a6"}
 _FOLDS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a8494")
 _LABELS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9")
-_MARKERS = ("o", "^", "s", "D", "v")
-_MANY_POINTS = 2000
+MARKERS = ("o", "^", "s", "D", "v")
+MANY_POINTS = 2000
 # Inches: the width of the page's text at 96 pixels an inch.
 _WIDTH = 11.4
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10.0,
@@ -70,54 +62,10 @@ _STYLE = {
 }
 
 
-def plot_scores(
-    scores: str | Path,
-    histories: Sequence[Mapping[str, Any]],
-    reference: str,
-    output: str | Path,
-) -> None:
-    """Draw the figures of a study into the folder ``output``, as SVG.
-
-    For each dataset: ``boxplot_{dataset}.svg`` (Dice of every method), ``scatter_{dataset}.svg``
-    (Dice of the reference against each refined method, where there is one) and
-    ``curves_{dataset}.svg`` (training, where histories are given).
-
-    Args:
-        scores: ``scores.csv``, one row a case and method.
-        histories: A dict for each trained model: ``dataset``, ``model``, ``fold``, ``path`` (CSV
-            with the columns epoch, train_loss, val_dice).
-        reference: The coarse method that refined ones start from.
-        output: The folder; what it held before goes away.
-
-    Raises:
-        UltraRefinerError: A table is absent or damaged, or lacks the reference.
-    """
-    table = read_scores(scores, reference)
-    curves = [{**item, "table": _read_history(item["path"])} for item in histories]
-    with atomic_directory(output) as folder:
-        for dataset in sorted(set(table["dataset"])):
-            rows = table[table["dataset"].eq(dataset)]
-            methods = list_methods(rows, reference)
-            _save(folder / f"boxplot_{dataset}.svg", lambda r=rows, m=methods: draw_boxes(r, m))
-            refined = [method for method in methods if method.kind == "refined"]
-            if refined:
-                _save(
-                    folder / f"scatter_{dataset}.svg",
-                    lambda r=rows, m=refined: draw_scatters(r, m, reference),
-                )
-            mine = [item for item in curves if item["dataset"] == dataset]
-            if mine:
-                _save(folder / f"curves_{dataset}.svg", lambda c=mine: draw_curves(c))
-        log.info("drew %d figures", len(list(folder.iterdir())))
-
-
-def _read_history(path: str | Path) -> pd.DataFrame:
-    return read_table(path, HISTORY_COLUMNS, "train_coarse").sort_values("epoch", ignore_index=True)
-
-
-def _save(path: Path, draw: Any) -> None:
+def save_figure(path: Path, draw: Callable[[], Figure]) -> None:
+    """Draw a figure in the report's style and write it as SVG, with ids that no other file has."""
     # The salt goes into the ids of an SVG: one for each file keeps them apart on one page.
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": path.stem}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": path.stem}):
         figure = draw()
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
@@ -131,7 +79,7 @@ def draw_boxes(rows: pd.DataFrame, methods: list[Method]) -> Figure:
     """
     figure = Figure(figsize=(_WIDTH, 1.0 + 0.55 * len(methods)), layout="constrained")
     axes = figure.add_subplot()
-    many = len(rows) > _MANY_POINTS
+    many = len(rows) > MANY_POINTS
     for position, method in enumerate(methods):
         mine = rows[rows["method"].eq(method.name)]
         dice = mine["dice"].to_numpy(float)
@@ -174,7 +122,7 @@ def draw_boxes(rows: pd.DataFrame, methods: list[Method]) -> Figure:
     if any(method.oracle for method in methods):
         first = next(i for i, method in enumerate(methods) if method.oracle)
         if first:
-            axes.axhline(first - 0.5, color=_QUIET, linewidth=0.8, linestyle=(0, (2, 3)))
+            axes.axhline(first - 0.5, color=QUIET, linewidth=0.8, linestyle=(0, (2, 3)))
     axes.set_yticks(range(len(methods)), [method.label for method in methods])
     axes.set_ylim(len(methods) - 0.4, -0.6)
     low = float(rows["dice"].min())
@@ -204,20 +152,20 @@ def draw_scatters(rows: pd.DataFrame, methods: list[Method], reference: str) -> 
         rows.loc[rows["method"].isin([reference, *(m.name for m in methods)]), "dice"].min()
     )
     low = max(0.0, math.floor(low * 10.0 - 0.2) / 10.0)
-    many = len(before) > _MANY_POINTS
+    many = len(before) > MANY_POINTS
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for place, (axes, method) in enumerate(zip(grid.flat, methods, strict=False)):
         after = rows[rows["method"].eq(method.name)].set_index("case")["dice"]
         pairs = before.join(after.rename("after"), how="inner")
         axes.fill_between([low, 1.0], [low, 1.0], 1.0, color=COLOURS["refined"], alpha=0.07, lw=0)
-        axes.plot([low, 1.0], [low, 1.0], color=_QUIET, linewidth=1.0, zorder=2)
+        axes.plot([low, 1.0], [low, 1.0], color=QUIET, linewidth=1.0, zorder=2)
         for number, label in enumerate(labels or [""]):
             mine = pairs[pairs["label"].eq(label)] if label else pairs
             axes.scatter(
                 mine["dice"],
                 mine["after"],
                 s=18,
-                marker=_MARKERS[number % len(_MARKERS)],
+                marker=MARKERS[number % len(MARKERS)],
                 color=_LABELS[number % len(_LABELS)],
                 alpha=0.75,
                 linewidths=0,
@@ -227,8 +175,8 @@ def draw_scatters(rows: pd.DataFrame, methods: list[Method], reference: str) -> 
             )
         better = int(pairs["after"].gt(pairs["dice"]).sum())
         worse = int(pairs["after"].lt(pairs["dice"]).sum())
-        axes.set_title(method.name)
-        over_points = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5}
+        axes.set_title(f"{method.name} {method.mark}".strip())
+        over_points = {"facecolor": PAPER, "alpha": 0.8, "edgecolor": "none", "pad": 1.5}
         counts = {"transform": axes.transAxes, "size": 9, "bbox": over_points}
         axes.text(0.04, 0.95, f"better: {better}", va="top", **counts)
         axes.text(0.96, 0.05, f"worse: {worse}", ha="right", **counts)

@@ -1,21 +1,20 @@
-"""The report's result tables: which numbers stand in which cell, ready for the template."""
+"""What a result table is, and the look-up of the numbers that stand in it.
+
+The page, the CSV files and the LaTeX files are made from the same `Table`, so they agree.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
-from ultrarefiner.evaluation.metrics import METRICS
-from ultrarefiner.evaluation.summary import SIZES
-from ultrarefiner.report.tables import Method, fixed, p_value, signed
-from ultrarefiner.report.words import quoted_p
+from ultrarefiner.report.tables import FOOTNOTES, Method, fixed, p_value, signed
 
-# The metrics of the leading table and their decimals.
-_SHOWN = {"dice": 3, "iou": 3, "hd95_px": 1, "hd95_mm": 2, "nsd": 3}
-_SIZES = tuple(SIZES)
+ORACLE_NOTE = "Oracle – upper bound: prompted from the truth. Not a result."
 
 
 @dataclass(frozen=True)
@@ -25,84 +24,181 @@ class Cell:
     Attributes:
         text: What is shown.
         value: The unrounded number, for sorting; NaN for none.
-        note: A second, quieter line.
-        spread: What stands quietly beside the text.
+        spread: Standard deviation, as text.
+        low: Lower end of the interval, as text.
+        high: Upper end, as text.
+        count: Number of cases, as text, where it is not that of the row.
+        note: Words below the number.
+        mark: Sign that a footnote explains.
         best: Whether it is the best of its column, oracles apart.
         bar: (zero, low, middle, high) in percent of the bar's width, for an interval.
     """
 
     text: str
     value: float = math.nan
-    note: str = ""
     spread: str = ""
+    low: str = ""
+    high: str = ""
+    count: str = ""
+    note: str = ""
+    mark: str = ""
     best: bool = False
     bar: tuple[float, ...] | None = None
 
     @property
     def sort(self) -> str:
         """The value as an attribute; empty for none."""
-        return repr(self.value) if math.isfinite(self.value) else ""
+        return repr(float(self.value)) if math.isfinite(self.value) else ""
+
+    @property
+    def lines(self) -> list[str]:
+        """The quieter lines below the number: interval, number of cases, words."""
+        interval = f"[{self.low}, {self.high}]" if self.low else ""
+        count = f"n = {self.count}" if self.count else ""
+        return [part for part in (interval, count, self.note) if part]
 
 
-@dataclass
+NONE = Cell("–")
+
+
+@dataclass(frozen=True)
 class Row:
-    """A table row: the method and its cells."""
+    """A table row.
 
-    method: Method
+    Attributes:
+        head: What the row is of: a method, a training set.
+        cells: One for each column.
+        kind: ``coarse``, ``refined`` or ``oracle``; empty where the row is no method.
+        mark: Sign of weights that saw the dataset.
+        seen: ``yes``, ``no``, ``unknown``; empty where the row is no method on one dataset.
+        reference: Whether others are compared with it.
+    """
+
+    head: str
     cells: list[Cell]
+    kind: str = ""
+    mark: str = ""
+    seen: str = ""
     reference: bool = False
+
+    @property
+    def oracle(self) -> bool:
+        """Whether the truth was used."""
+        return self.kind == "oracle"
+
+    @property
+    def label(self) -> str:
+        """The head with its marks, for files."""
+        name = f"{self.head} {self.mark}".strip()
+        return f"{name} (oracle)" if self.oracle else name
 
 
 @dataclass
 class Table:
-    """A table: titles of the columns after the method's, and rows with the oracles apart."""
+    """A table.
 
+    Attributes:
+        name: Name of its files, and its own on the page.
+        title: What it is of.
+        head: Title of the first column.
+        columns: Titles of the others.
+        rows: Its rows; oracles come last.
+        caption: What it shows and how to read it.
+        words: Columns that hold words, not numbers.
+    """
+
+    name: str
+    title: str
+    head: str
     columns: list[str]
     rows: list[Row] = field(default_factory=list)
+    caption: str = ""
+    words: frozenset[str] = frozenset()
 
     @property
     def plain(self) -> list[Row]:
-        """Rows of methods that make do without the truth."""
-        return [row for row in self.rows if not row.method.oracle]
+        """Rows that make do without the truth."""
+        return [row for row in self.rows if not row.oracle]
 
     @property
     def oracles(self) -> list[Row]:
         """Rows of oracles."""
-        return [row for row in self.rows if row.method.oracle]
+        return [row for row in self.rows if row.oracle]
+
+    @property
+    def footnotes(self) -> list[str]:
+        """What the marks in the table mean."""
+        marks = "".join(row.mark + "".join(cell.mark for cell in row.cells) for row in self.rows)
+        return [text for mark, text in FOOTNOTES.items() if mark in marks]
 
 
 class Numbers:
-    """Look-up of the summary and the comparisons of one dataset.
+    """Look-up of the summary and the comparisons of one dataset in one evaluation.
 
     Args:
         summary: All of ``summary.csv``.
         comparisons: All of ``comparisons.csv``.
         dataset: The dataset, or ``pooled`` or ``macro``.
-        reference: The method that differences are against.
+        evaluation: ``folds``, ``holdout`` or ``unseen``.
     """
 
     def __init__(
-        self, summary: pd.DataFrame, comparisons: pd.DataFrame, dataset: str, reference: str
+        self,
+        summary: pd.DataFrame,
+        comparisons: pd.DataFrame,
+        dataset: str,
+        evaluation: str = "folds",
     ) -> None:
-        rows = summary[summary["dataset"].eq(dataset)]
-        keys = zip(
-            rows["method"], rows["subgroup"], rows["fold"].astype(str), rows["metric"], strict=True
-        )
-        self._summary = dict(zip(keys, rows.to_dict("records"), strict=True))
+        rows = summary[summary["dataset"].eq(dataset) & summary["evaluation"].eq(evaluation)]
+        keys = ("method", "member", "subgroup", "fold", "metric")
+        names = zip(*(rows[key].astype(str) for key in keys), strict=True)
+        self._summary = dict(zip(names, rows.to_dict("records"), strict=True))
         rows = comparisons[
-            comparisons["dataset"].eq(dataset)
-            & comparisons["reference"].eq(reference)
-            & comparisons["metric"].eq("dice")
+            comparisons["dataset"].eq(dataset) & comparisons["evaluation"].eq(evaluation)
         ]
-        self._comparisons = {row["method"]: row for row in rows.to_dict("records")}
-        self.folds = sorted({int(key[2]) for key in self._summary if key[2] != "all"})
-        self.subgroups = sorted({key[1] for key in self._summary if key[1] != "all"}, key=_order)
+        self._comparisons = {
+            row["method"]: row for row in rows[rows["metric"].eq("dice")].to_dict("records")
+        }
+        self.evaluation = evaluation
+        self.folds = sorted({int(key[3]) for key in self._summary if key[3] != "all"})
+        members = {key[1] for key in self._summary}
+        self.ensembles = [name for name in ("mean", "vote") if name in members]
+        # Who stands for a method: all folds together, the ensemble, or the only model.
+        if evaluation == "folds":
+            self.main = ("single", "all")
+        elif self.ensembles:
+            self.main = (self.ensembles[0], "all")
+        else:
+            self.main = ("single", str(self.folds[0]) if self.folds else "all")
 
     def get(
-        self, method: str, metric: str, subgroup: str = "all", fold: str = "all"
+        self,
+        method: str,
+        metric: str,
+        subgroup: str = "all",
+        who: tuple[str, str] | None = None,
     ) -> dict[str, Any] | None:
-        """Return the summary's row, or None where it has none."""
-        return self._summary.get((method, subgroup, fold, metric))
+        """Return the summary's row, or None where it has none.
+
+        Args:
+            method: Name of the method.
+            metric: Name of the metric.
+            subgroup: Which cases.
+            who: Member and fold; those that stand for the method when None.
+        """
+        member, fold = who or self.main
+        return self._summary.get((method, member, subgroup, fold, metric))
+
+    def subgroups(self, dimension: str) -> list[str]:
+        """Return the subgroups of a dimension (``label``, ``size``, ...) in the summary's order."""
+        found = dict.fromkeys(key[2] for key in self._summary)
+        return [name for name in found if name.partition("=")[0] == dimension and name != "all"]
+
+    @property
+    def dimensions(self) -> list[str]:
+        """What the cases are divided by, in the summary's order."""
+        names = dict.fromkeys(key[2].partition("=")[0] for key in self._summary)
+        return [name for name in names if name != "all"]
 
     def difference(self, method: str) -> dict[str, Any] | None:
         """Return the comparison of Dice with the reference, or None."""
@@ -115,67 +211,61 @@ class Numbers:
         return min(known), max(known)
 
 
-def _order(subgroup: str) -> tuple[str, int, str]:
-    kind, _, value = subgroup.partition("=")
-    return kind, _SIZES.index(value) if value in _SIZES else len(_SIZES), value
-
-
-def leading_table(numbers: Numbers, methods: list[Method], reference: str) -> Table:
-    """Return the table a reader looks at first: a row for each method, all cases."""
-    # Without pixel spacing there are no millimetres.
-    shown = [name for name in _SHOWN if any(numbers.get(m.name, name) for m in methods)]
-    best = {}
-    for metric in shown:
-        means = [_mean(numbers.get(m.name, metric)) for m in methods if not m.oracle]
-        known = [mean for mean in means if math.isfinite(mean)]
-        choose = max if METRICS[metric].better == "higher" else min
-        best[metric] = choose(known, default=math.nan)
-    titles = [METRICS[metric].label for metric in shown]
-    compared = any(numbers.difference(method.name) for method in methods)
-    table = Table(["n", *titles, "Missed", *(["Δ Dice", "Holm p"] if compared else [])])
-    reach = numbers.reach()
-    for method in methods:
-        dice = numbers.get(method.name, "dice")
-        if dice is None:
-            continue
-        cells = [Cell(f"{dice['n']:g}", float(dice["n"]))]
-        for metric in shown:
-            row = numbers.get(method.name, metric)
-            leads = not method.oracle and _mean(row) == best[metric]
-            cells.append(_mean_cell(row, _SHOWN[metric], leads, detailed=metric == "dice"))
-        misses = float(dice["misses"])
-        cells.append(Cell(fixed(misses, 0), misses))
-        if compared:
-            row = numbers.difference(method.name)
-            cells += _difference_cells(row, reach, method.name == reference)
-        table.rows.append(Row(method, cells, method.name == reference))
-    return table
-
-
-def _mean(row: dict[str, Any] | None) -> float:
+def mean_of(row: Mapping[str, Any] | None) -> float:
+    """Return the mean of a row of the summary; NaN for none."""
     return math.nan if row is None else float(row["mean"])
 
 
-def _mean_cell(row: dict[str, Any] | None, digits: int, best: bool, detailed: bool) -> Cell:
-    if row is None or not math.isfinite(_mean(row)):
-        return Cell("–")
-    known = detailed and math.isfinite(row["std"])
-    spread = f"± {fixed(row['std'], digits)}" if known else ""
-    return Cell(fixed(row["mean"], digits), _mean(row), _interval(row, digits), spread, best)
+def mean_cell(
+    row: Mapping[str, Any] | None,
+    digits: int = 3,
+    best: bool = False,
+    spread: bool = False,
+    count: bool = False,
+    interval: bool = True,
+    mark: str = "",
+    note: str = "",
+) -> Cell:
+    """Return the cell of a mean: with its interval, and on demand its spread and its cases."""
+    if row is None or not math.isfinite(mean_of(row)):
+        return NONE
+    low, high = ends(row, "ci_low", "ci_high", digits) if interval else ("", "")
+    return Cell(
+        fixed(row["mean"], digits),
+        mean_of(row),
+        spread=fixed(row["std"], digits) if spread and math.isfinite(row["std"]) else "",
+        low=low,
+        high=high,
+        count=f"{row['n']:g}" if count else "",
+        note=note,
+        mark=mark,
+        best=best,
+    )
 
 
-def _interval(row: dict[str, Any], digits: int = 3) -> str:
-    """Return the row's interval in brackets; nothing where groups were too few to have one."""
-    if not (math.isfinite(row["ci_low"]) and math.isfinite(row["ci_high"])):
-        return ""
-    return f"[{fixed(row['ci_low'], digits)}, {fixed(row['ci_high'], digits)}]"
+def ends(row: Mapping[str, Any], low: str, high: str, digits: int = 3) -> tuple[str, str]:
+    """Return an interval's ends as text; empty where groups were too few to have one."""
+    if not (math.isfinite(row[low]) and math.isfinite(row[high])):
+        return "", ""
+    return fixed(row[low], digits), fixed(row[high], digits)
 
 
-def _difference_cells(
-    row: dict[str, Any] | None, reach: tuple[float, float], reference: bool
+def number_cell(value: float, digits: int = 3, **others: Any) -> Cell:
+    """Return the cell of a plain number; a dash for none."""
+    return Cell(fixed(value, digits), float(value), **others)
+
+
+def count_cell(value: float) -> Cell:
+    """Return the cell of a whole number."""
+    return number_cell(value, 0)
+
+
+def difference_cells(
+    row: Mapping[str, Any] | None, reach: tuple[float, float], reference: bool
 ) -> list[Cell]:
+    """Return difference of Dice, corrected p and effect size of a comparison."""
     if row is None:
-        return [Cell("reference" if reference else "–"), Cell("–")]
+        return [Cell("reference") if reference else NONE, NONE, NONE]
     low, middle, high = (float(row[key]) for key in ("ci_low", "mean_difference", "ci_high"))
     bar = None
     width = reach[1] - reach[0]
@@ -184,38 +274,26 @@ def _difference_cells(
         bar = tuple(round(3.0 + 94.0 * (value - reach[0]) / width, 2) for value in values)
     p, tested = quoted_p(row)
     note = "over groups" if "groups" in tested else ""
-    return [Cell(signed(middle), middle, _interval(row), bar=bar), Cell(p_value(p), p, note)]
+    below, above = ends(row, "ci_low", "ci_high")
+    return [
+        Cell(signed(middle), middle, low=below, high=above, bar=bar),
+        Cell(p_value(p), p, note=note),
+        Cell(signed(row["cohens_dz"], 2), float(row["cohens_dz"])),
+    ]
 
 
-def fold_table(numbers: Numbers, methods: list[Method]) -> Table:
-    """Return mean Dice by fold."""
-    table = Table([f"Fold {fold}" for fold in numbers.folds])
-    for method in methods:
-        rows = [numbers.get(method.name, "dice", fold=str(fold)) for fold in numbers.folds]
-        table.rows.append(Row(method, [_counted_cell(row) for row in rows]))
-    return table
+def quoted_p(row: Mapping[str, Any]) -> tuple[float, str]:
+    """Return the corrected p to quote for a comparison, and what it was tested over.
+
+    Where groups hold several images these are not independent, and the test over groups counts.
+    """
+    groups, cases = float(row.get("groups", math.inf)), float(row["n"])
+    if groups < cases:
+        return float(row["group_holm_p"]), f"{groups:g} groups of {cases:g} cases"
+    return float(row["holm_p"]), f"{cases:g} cases"
 
 
-def subgroup_table(numbers: Numbers, methods: list[Method]) -> Table:
-    """Return mean Dice by subgroup (class of the lesion, its size)."""
-    table = Table([_subgroup_title(subgroup) for subgroup in numbers.subgroups])
-    for method in methods:
-        rows = [numbers.get(method.name, "dice", subgroup) for subgroup in numbers.subgroups]
-        table.rows.append(Row(method, [_counted_cell(row, interval=True) for row in rows]))
-    return table
-
-
-def _subgroup_title(subgroup: str) -> str:
-    kind, _, value = subgroup.partition("=")
-    if kind == "truth":
-        return "with a lesion" if value == "lesion" else "without a lesion"
-    return f"{value} lesions" if kind == "size" else value or kind
-
-
-def _counted_cell(row: dict[str, Any] | None, interval: bool = False) -> Cell:
-    if row is None or not math.isfinite(_mean(row)):
-        return Cell("–")
-    note = f"n = {row['n']:g}"
-    if interval:
-        note = f"{_interval(row)} {note}".strip()
-    return Cell(fixed(row["mean"]), _mean(row), note)
+def method_row(method: Method, cells: list[Cell], reference: str) -> Row:
+    """Return the row of a method on one dataset."""
+    compared = method.base == reference
+    return Row(method.name, cells, method.kind, method.mark, method.seen, compared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,50 +13,30 @@ from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.evaluation.summary import MACRO, POOLED
 
 SCORE_COLUMNS = (
-    "dataset",
-    "fold",
-    "case",
-    "group",
-    "label",
-    "method",
-    "prompt_source",
-    "dice",
-    "empty_prediction",
-    "empty_truth",
-    "oracle",
-    "selection",
-    "area_share",
+    *("dataset", "evaluation", "member", "fold", "case", "group", "label", "method"),
+    *("trained_on", "prompt_source", "dice", "hd95_px", "empty_prediction", "empty_truth"),
+    *("oracle", "selection", "seen", "area_share", "overlay", "border"),
 )
 SUMMARY_COLUMNS = (
-    "dataset",
-    "method",
-    "oracle",
-    "selection",
-    "subgroup",
-    "fold",
-    "metric",
-    "n",
-    "mean",
-    "std",
-    "ci_low",
-    "ci_high",
-    "misses",
-    "false_positives",
+    *("dataset", "evaluation", "member", "method", "trained_on", "oracle", "seen", "selection"),
+    *("subgroup", "fold", "metric", "n", "mean", "std", "ci_low", "ci_high"),
+    *("misses", "false_positives"),
 )
 COMPARISON_COLUMNS = (
-    "dataset",
-    "method",
-    "reference",
-    "oracle",
-    "metric",
-    "n",
-    "mean_method",
-    "mean_reference",
-    "mean_difference",
-    "ci_low",
-    "ci_high",
-    "holm_p",
+    *("dataset", "evaluation", "member", "method", "reference", "trained_on", "oracle", "seen"),
+    *("metric", "n", "groups", "mean_method", "mean_reference", "mean_difference"),
+    *("ci_low", "ci_high", "wilcoxon_p", "holm_p", "group_wilcoxon_p", "group_holm_p"),
+    *("better", "worse", "equal", "rank_biserial", "cohens_dz"),
 )
+GAP_COLUMNS = (
+    *("dataset", "evaluation", "method", "oracle_method", "trained_on", "seen", "n"),
+    *("dice_coarse", "dice_method", "dice_oracle", "gap", "closed", "closed_low", "closed_high"),
+)
+CALIBRATION_COLUMNS = (
+    *("dataset", "method", "trained_on", "evaluation", "member", "bin", "low", "high"),
+    *("pixels", "mean_probability", "lesion_share", "ece", "brier", "ece_near"),
+)
+OVERLAP_COLUMNS = ("case", "dataset", "other_case", "other_dataset", "kind")
 HISTORY_COLUMNS = ("epoch", "train_loss", "val_dice")
 
 # Rows of the summary that stand for all datasets together, not for one.
@@ -63,25 +44,32 @@ JOINT = {
     POOLED: "All datasets, pooled over cases",
     MACRO: "All datasets, mean of the datasets' means (macro)",
 }
+EVALUATIONS = {"folds": "cross-validation", "holdout": "hold-out", "unseen": "trained elsewhere"}
+# A row whose weights saw the dataset must never look like a test on unseen images.
+MARKS = {"yes": "†", "unknown": "‡"}
+FOOTNOTES = {
+    "†": "† weights trained on this dataset: not zero-shot.",
+    "‡": "‡ not known whether the weights were trained on this dataset.",
+    "§": "§ shares images with the training set; the shared ones are not among the tested.",
+}
 _FLAGS = ("oracle", "empty_prediction", "empty_truth")
-_TEXTS = (
-    "dataset",
-    "case",
-    "group",
-    "label",
-    "method",
-    "reference",
-    "prompt_source",
-    "selection",
-    "subgroup",
-    "metric",
-)
 _NUMBERS = (
-    *("dice", "iou", "hd95_px", "hd95_mm", "assd_px", "nsd", "precision", "recall", "area_share"),
-    *("n", "mean", "std", "median", "ci_low", "ci_high", "misses", "false_positives"),
-    *("mean_method", "mean_reference", "mean_difference", "holm_p"),
-    *("groups", "group_holm_p"),
-    *("epoch", "train_loss", "val_dice"),
+    *("dice", "iou", "hd95_px", "hd95_mm", "hd95_share", "assd_px", "nsd", "precision", "recall"),
+    *("area_share", "n", "mean", "std", "median", "ci_low", "ci_high", "misses"),
+    *("false_positives", "mean_method", "mean_reference", "mean_difference", "wilcoxon_p"),
+    *("holm_p", "groups", "group_wilcoxon_p", "group_holm_p", "better", "worse", "equal"),
+    *("rank_biserial", "cohens_dz", "dice_coarse", "dice_method", "dice_oracle", "gap"),
+    *("closed", "closed_low", "closed_high", "bin", "low", "high", "pixels"),
+    *(
+        "mean_probability",
+        "lesion_share",
+        "ece",
+        "brier",
+        "ece_near",
+        "epoch",
+        "train_loss",
+        "val_dice",
+    ),
 )
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
 _NO_PROMPT = {"", "none", "-"}
@@ -90,15 +78,17 @@ _KINDS = ("coarse", "refined", "oracle")
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the study.
+    """A method of the study, as it is applied to a dataset.
 
     Attributes:
-        name: Its name on the shelf.
+        name: Its name on the shelf: ``ultrasam-box@all``.
         kind: ``coarse`` (no prompt), ``refined``, or ``oracle`` (prompted from the truth).
+        seen: Whether its weights were trained on the dataset: ``yes``, ``no`` or ``unknown``.
     """
 
     name: str
     kind: str
+    seen: str = "no"
 
     @property
     def oracle(self) -> bool:
@@ -106,53 +96,77 @@ class Method:
         return self.kind == "oracle"
 
     @property
+    def base(self) -> str:
+        """The name without the training set."""
+        return self.name.partition("@")[0]
+
+    @property
+    def at(self) -> str:
+        """``@`` and the training set; empty where that is the dataset itself."""
+        return at_of(self.name)
+
+    @property
+    def mark(self) -> str:
+        """The sign of weights that saw, or may have seen, the dataset."""
+        return MARKS.get(self.seen, "")
+
+    @property
     def label(self) -> str:
-        """The name to show; an oracle never goes without its mark."""
-        return f"{self.name} (oracle – upper bound)" if self.oracle else self.name
+        """The name to show; an oracle and weights that saw the dataset never go without a mark."""
+        name = f"{self.name} {self.mark}".strip()
+        return f"{name} (oracle – upper bound)" if self.oracle else name
 
 
-def read_table(path: str | Path, columns: tuple[str, ...], maker: str) -> pd.DataFrame:
-    """Read a CSV and check that it has ``columns``; flags become bool, names stay text.
+def at_of(name: str) -> str:
+    """Return ``@`` and the training set of a method's name; empty where it has none."""
+    return "".join(name.partition("@")[1:])
+
+
+def read_table(path: str | Path, columns: Sequence[str], maker: str) -> pd.DataFrame:
+    """Read a CSV as numbers, flags and text.
 
     Args:
-        path: The file.
-        columns: Columns that must be there; more are welcome.
-        maker: The rule that makes the file, for the error message.
+        path: The CSV.
+        columns: Columns that it must have.
+        maker: The rule that writes it, for the message.
 
     Raises:
-        UltraRefinerError: The file is absent, empty, lacks a column, or a flag is not true/false.
+        UltraRefinerError: The file is absent, lacks a column, or a cell is not what it must be.
     """
     path = Path(path)
     if not path.is_file():
-        raise UltraRefinerError(f"{path} is missing; run the rule {maker} first.")
-    kinds = dict.fromkeys((*_FLAGS, *_TEXTS), str)
+        raise UltraRefinerError(f"{path} is missing; run the rule that makes it ({maker}).")
     try:
-        table = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values={})
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, pd.errors.ParserError) as error:
         raise UltraRefinerError(f"cannot read {path}: {error}. Run {maker} again.") from error
-    absent = [name for name in columns if name not in table.columns]
-    if absent:
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
         raise UltraRefinerError(
-            f"{path} lacks the column(s) {', '.join(absent)}; delete it and run {maker} again."
+            f"{path} lacks the column(s) {', '.join(missing)}; run {maker} again."
         )
     for name in table.columns:
         if name in _FLAGS:
-            flags = table[name].str.strip().str.lower().map(_TRUTH)
-            if flags.isna().any():
-                wrong = table[name][flags.isna()].iloc[0]
-                raise UltraRefinerError(f"{path}: {name} is '{wrong}', not true or false.")
-            table[name] = flags.astype(bool)
+            table[name] = _flags(table[name], path, maker)
         elif name in _NUMBERS:
             table[name] = _numbers(table[name], path, maker)
     return table
 
 
+def _flags(column: pd.Series, path: Path, maker: str) -> pd.Series:
+    text = column.str.strip().str.lower()
+    wrong = text[~text.isin(list(_TRUTH))]
+    if len(wrong):
+        raise UltraRefinerError(
+            f"{path}: {column.name} is '{wrong.iloc[0]}', not true or false; run {maker} again."
+        )
+    return text.map(_TRUTH).astype(bool)
+
+
 def _numbers(column: pd.Series, path: Path, maker: str) -> pd.Series:
-    if pd.api.types.is_numeric_dtype(column):
-        return column
     # An empty cell is a value that does not exist (no pixel spacing, no test possible).
-    text = column.astype(str).str.strip()
-    values = pd.to_numeric(text.mask(text.eq("")), errors="coerce")
+    text = column.str.strip()
+    values = pd.to_numeric(text.mask(text.eq("")), errors="coerce").astype(float)
     wrong = text[values.isna() & ~text.str.lower().isin({"", "nan"})]
     if len(wrong):
         raise UltraRefinerError(
@@ -168,6 +182,9 @@ def read_scores(path: str | Path, reference: str) -> pd.DataFrame:
         path: ``scores.csv``.
         reference: The coarse method that the others are compared with.
 
+    Returns:
+        The rows; ``fold`` is Int64, without a value for an ensemble.
+
     Raises:
         UltraRefinerError: The table is wrong (see `read_table`) or empty, a case is scored twice,
             or ``reference`` is not in it.
@@ -175,44 +192,104 @@ def read_scores(path: str | Path, reference: str) -> pd.DataFrame:
     scores = read_table(path, SCORE_COLUMNS, "summarise_scores")
     if scores.empty:
         raise UltraRefinerError(f"{path} has no rows; nothing was scored. Run score_masks again.")
-    twice = scores.duplicated(["dataset", "method", "case"])
+    scores["fold"] = _folds(scores, Path(path))
+    # In cross-validation a case is tested in one fold; elsewhere every fold's model predicts it.
+    place = scores["fold"].astype(object).where(scores["evaluation"].ne("folds"), "folds")
+    keys = ["dataset", "evaluation", "member", "method", "case"]
+    twice = scores[keys].assign(place=place.astype(str)).duplicated()
     if twice.any():
         row = scores[twice].iloc[0]
         raise UltraRefinerError(
-            f"{path}: {row['case']} is scored twice for {row['method']}; a case is tested in one "
-            "fold only. Run summarise_scores again."
+            f"{path}: {row['case']} is scored twice for {row['method']} ({row['evaluation']}); a "
+            "case is tested once by each model. Run summarise_scores again."
         )
-    if reference not in set(scores["method"]):
-        known = ", ".join(sorted(set(scores["method"])))
+    names = scores["method"].str.partition("@")[0]
+    if reference not in set(names):
+        known = ", ".join(sorted(set(names)))
         raise UltraRefinerError(
             f"{path} has no rows of the reference method '{reference}' (it has {known}); "
             "compare.coarse in the config names it first."
         )
-    scores["fold"] = scores["fold"].astype(int)
     prompted = ~scores["prompt_source"].str.strip().str.lower().isin(_NO_PROMPT)
-    refined = prompted & scores["method"].ne(reference)
+    refined = prompted & names.ne(reference)
     scores["kind"] = refined.map({True: "refined", False: "coarse"})
     scores.loc[scores["oracle"], "kind"] = "oracle"
-    return scores.sort_values(["dataset", "method", "case"], ignore_index=True)
+    order = ["dataset", "evaluation", "method", "member", "fold", "case"]
+    return scores.sort_values(order, ignore_index=True)
 
 
-def list_methods(scores: pd.DataFrame, reference: str, dataset: str | None = None) -> list[Method]:
-    """Return the methods in showing order: reference, other coarse, refined, oracles last."""
-    rows = scores if dataset is None else scores[scores["dataset"].eq(dataset)]
-    pairs = rows[["method", "kind"]].drop_duplicates().itertuples(index=False)
-    methods = [Method(name, kind) for name, kind in pairs]
-    return sorted(methods, key=lambda m: (_KINDS.index(m.kind), m.name != reference, m.name))
+def _folds(scores: pd.DataFrame, path: Path) -> pd.Series:
+    numbers = _numbers(scores["fold"], path, "summarise_scores")
+    if numbers[scores["member"].eq("single")].isna().any():
+        raise UltraRefinerError(
+            f"{path}: a row of a single model has no fold; run summarise_scores again."
+        )
+    return numbers.astype("Int64")
 
 
-def leading_method(scores: pd.DataFrame, dataset: str, reference: str) -> str:
-    """Return the refined method with the highest mean Dice; never an oracle.
+def evaluations_of(scores: pd.DataFrame, dataset: str) -> list[str]:
+    """Return how a dataset was evaluated: ``folds``, ``holdout``, ``unseen``, in that order."""
+    there = set(scores.loc[scores["dataset"].eq(dataset), "evaluation"])
+    return [name for name in EVALUATIONS if name in there]
+
+
+def main_rows(scores: pd.DataFrame, dataset: str, evaluation: str | None = None) -> pd.DataFrame:
+    """Return the rows that stand for the methods on a dataset, each case once for each method.
+
+    Cross-validation: all folds. Elsewhere: the ensemble ``mean``; without one the model of the
+    first fold.
+
+    Args:
+        scores: As `read_scores` gives them.
+        dataset: The dataset.
+        evaluation: Which evaluation; the first that the dataset has when None.
+    """
+    known = evaluations_of(scores, dataset)
+    evaluation = evaluation or known[0]
+    rows = scores[scores["dataset"].eq(dataset) & scores["evaluation"].eq(evaluation)]
+    if evaluation == "folds" or rows.empty:
+        return rows
+    if rows["member"].eq("mean").any():
+        return rows[rows["member"].eq("mean")]
+    single = rows[rows["member"].eq("single")]
+    return single[single["fold"].eq(single["fold"].min())] if len(single) else rows
+
+
+def with_lesion(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of images with a lesion: those that a mean of Dice is over.
+
+    A mask of an image without one is right or wrong as a whole; that is counted elsewhere.
+    """
+    return rows[~rows["empty_truth"]]
+
+
+def list_methods(rows: pd.DataFrame, reference: str) -> list[Method]:
+    """Return the methods of rows in showing order: reference, other coarse, refined, oracles.
+
+    Where the rows are of several datasets, a method has seen its dataset if it saw one of them.
+    """
+    methods = []
+    for name, mine in rows.groupby("method"):
+        seen = set(mine["seen"])
+        worst = next((value for value in ("yes", "unknown") if value in seen), "no")
+        methods.append(Method(str(name), str(mine["kind"].iloc[0]), worst))
+    return sorted(methods, key=lambda m: (_KINDS.index(m.kind), m.base != reference, m.base, m.at))
+
+
+def leading_method(rows: pd.DataFrame, reference: str) -> str:
+    """Return the refined method with the highest mean Dice over lesions; never an oracle.
 
     Without refined methods it is the reference.
+
+    Args:
+        rows: As `main_rows` gives them.
+        reference: The coarse method that others are compared with.
     """
-    rows = scores[scores["dataset"].eq(dataset) & scores["kind"].eq("refined")]
-    if rows.empty:
-        return reference
-    means = rows.groupby("method")["dice"].mean()
+    refined = with_lesion(rows[rows["kind"].eq("refined")])
+    if refined.empty:
+        names = sorted({name for name in rows["method"] if name.partition("@")[0] == reference})
+        return names[0] if names else reference
+    means = refined.groupby("method")["dice"].mean()
     return str(means.index[means.eq(means.max())][0])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,21 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from ultrarefiner import __version__
-from ultrarefiner.errors import LeakError, UltraRefinerError, WeightsError
-from ultrarefiner.io import atomic_path, file_sha256, read_json, write_json
+from ultrarefiner.errors import WeightsError
+from ultrarefiner.io import atomic_path, file_sha256
 from ultrarefiner.models import MODELS, build_model
 from ultrarefiner.provenance import git_revision
+from ultrarefiner.training.cards import check_leak, read_card, write_card
 
-FORMAT = 1
-_KEYS = (
-    "format",
-    "architecture",
-    "phase",
-    "name",
-    "dataset",
-    "fold",
-    "protocol",
-    "config",
-    "metrics",
-    "selection",
-    "trained_on",
-    "selected_on",
-    "parents",
-    "weights_sha256",
-    "licence",
+__all__ = [
+    "check_leak",
+    "load_model",
+    "load_weights",
+    "read_card",
+    "save_weights",
     "versions",
-    "fingerprint",
-)
+    "write_card",
+]
 
 
 def versions() -> dict[str, str]:
@@ -75,41 +64,6 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise WeightsError(
             f"cannot read the weights {path}: {error}. Delete the file and train the model again."
         ) from error
-
-
-def write_card(path: str | Path, card: dict[str, Any]) -> None:
-    """Write a checkpoint's card.
-
-    Args:
-        path: Where to, usually ``card.json`` beside the weights.
-        card: Every key of the format but ``format`` itself.
-
-    Raises:
-        ValueError: A key is missing or unknown.
-    """
-    card = {"format": FORMAT, **card}
-    if set(card) != set(_KEYS):
-        raise ValueError(f"the card differs from its format in {sorted(set(card) ^ set(_KEYS))}")
-    write_json(path, {key: card[key] for key in _KEYS})
-
-
-def read_card(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint's card.
-
-    Raises:
-        WeightsError: The card is absent, damaged, or of another format.
-    """
-    cure = "Train the model again with this version."
-    try:
-        card = read_json(path)
-    except UltraRefinerError as error:
-        raise WeightsError(f"the model has no usable card: {error}") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise WeightsError(f"{path} is not a model card of format {FORMAT}. {cure}")
-    missing = [key for key in _KEYS if key not in card]
-    if missing:
-        raise WeightsError(f"the model card {path} lacks {', '.join(missing)}. {cure}")
-    return card
 
 
 def _load_strictly(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
@@ -159,39 +113,6 @@ def load_model(model_path: str | Path, card_path: str | Path) -> tuple[nn.Module
             f"{card_path} describes a model '{architecture['model']}' that this version does not "
             f"have (it has {', '.join(sorted(MODELS))}). Train the model again."
         )
-    model = build_model(
-        architecture["model"], architecture["image_size"], architecture["num_classes"]
-    )
+    model = build_model(**architecture)
     _load_strictly(model, load_weights(model_path), model_path)
     return model.eval(), card
-
-
-def _some(cases: list[str]) -> str:
-    rest = f" and {len(cases) - 10} more" if len(cases) > 10 else ""
-    return ", ".join(cases[:10]) + rest
-
-
-def check_leak(card: dict[str, Any], test_cases: Iterable[str], allow_selected: bool) -> None:
-    """Refuse to apply a model to cases that it has seen.
-
-    Args:
-        card: Card of the model.
-        test_cases: Case ids that the model is about to be scored on.
-        allow_selected: Whether the model may have been selected on them: only under the protocol
-            ``seed``, whose results are labelled "selected on the reported fold".
-
-    Raises:
-        LeakError: The model was trained, or selected, on some of the cases; it names the first ten.
-    """
-    test = set(test_cases)
-    seen = {"trained": sorted(test & set(card["trained_on"]))}
-    if not allow_selected:
-        seen["selected"] = sorted(test & set(card["selected_on"]))
-    model = f"the model {card['dataset']}/{card['name']} of fold {card['fold']}"
-    for how, cases in seen.items():
-        if cases:
-            raise LeakError(
-                f"{model} was {how} on {len(cases)} of the {len(test)} cases that it is to be "
-                f"scored on: {_some(cases)}. Use the model of the fold whose test cases these are, "
-                "or train it again with the present splits.csv."
-            )

@@ -1,109 +1,43 @@
-"""Coarse segmentation models: trained on one fold, applied to its test cases."""
+"""Training of coarse segmentation models, on one fold of a dataset or of several together."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from torch import nn
 
-from ultrarefiner import images
 from ultrarefiner.config import CoarseConfig
 from ultrarefiner.datasets.splits import read_split
 from ultrarefiner.errors import ConfigError, SplitError, WeightsError
-from ultrarefiner.io import atomic_directory, file_sha256
-from ultrarefiner.models import MODELS, build_model
+from ultrarefiner.io import file_sha256
+from ultrarefiner.models import MODELS, build_model, height_width, plan_model, unusable_keys
 from ultrarefiner.models.transunet import load_imagenet21k
 from ultrarefiner.models.weights import WEIGHTS, locate_weights
 from ultrarefiner.models.weights_record import checked_sha256
 from ultrarefiner.runtime import choose_device, seed_everything
 from ultrarefiner.training import console
-from ultrarefiner.training.checkpoint import (
-    check_leak,
-    load_model,
-    save_weights,
-    versions,
-    write_card,
-)
+from ultrarefiner.training.cards import write_card
+from ultrarefiner.training.checkpoint import save_weights, versions
 from ultrarefiner.training.counts import confusion_counts, mean_measures
-from ultrarefiner.training.data import CoarseData, TrainingBatches, as_input
+from ultrarefiner.training.data import (
+    CoarseData,
+    Prepared,
+    PreparedCases,
+    TrainingBatches,
+    as_input,
+)
 from ultrarefiner.training.engine import EngineSettings, FitResult, fit
-from ultrarefiner.training.losses import coarse_loss
+from ultrarefiner.training.losses import coarse_loss, deep_supervision_loss, list_outputs
+from ultrarefiner.training.prediction import predict
 from ultrarefiner.training.resume import ResumeFolder
 from ultrarefiner.training.signals import Check
 
 log = logging.getLogger(__name__)
-
-NUM_CLASSES = 2
-THRESHOLD = 0.5
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A coarse model's answer for one case.
-
-    Attributes:
-        index: Place of the case in its ``CoarseData``.
-        logits: float32 (K, S, S), at the model's size, on the model's device.
-        probability: float32 (H, W), of the lesion, at original size.
-    """
-
-    index: int
-    logits: torch.Tensor
-    probability: np.ndarray
-
-    @property
-    def mask(self) -> np.ndarray:
-        """Bool (H, W): probability of at least one half."""
-        return self.probability >= THRESHOLD
-
-
-def enlarge(probability: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resample probabilities bilinearly to an image's size; threshold only afterwards.
-
-    Args:
-        probability: float32 (S, S).
-        height: Original height in pixels.
-        width: Original width in pixels.
-
-    Returns:
-        float32 (height, width).
-    """
-    return cv2.resize(probability, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-def predict(
-    model: nn.Module,
-    data: CoarseData,
-    batch_size: int,
-    check: Callable[[], None] = lambda: None,
-) -> Iterator[Prediction]:
-    """Apply a coarse model; validation and prediction both go through here, in float32.
-
-    Args:
-        model: The model, on its device; put in eval mode.
-        data: The cases.
-        batch_size: Images in a forward pass.
-        check: Called before each pass.
-    """
-    device = next(model.parameters()).device
-    model.eval()
-    for start in range(0, len(data), batch_size):
-        check()
-        batch = torch.from_numpy(data.images[start : start + batch_size]).to(device)
-        with torch.inference_mode():
-            logits = model(as_input(batch)).float()
-            probabilities = logits.softmax(1)[:, 1].cpu().numpy()
-        for offset, probability in enumerate(probabilities):
-            shape = data.truths[start + offset].shape
-            yield Prediction(start + offset, logits[offset], enlarge(probability, *shape))
 
 
 class CoarseTask:
@@ -128,10 +62,10 @@ class CoarseTask:
     def losses(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each sample's loss, (B,), and confusion counts at the model's size, (B, 4)."""
         pixels, labels = batch[0], batch[1].long()
-        logits = model(as_input(pixels))
+        outputs = list_outputs(model(as_input(pixels)))
         with torch.no_grad():
-            counts = confusion_counts(logits.argmax(1) == 1, labels == 1)
-        return self._loss(logits, labels), counts
+            counts = confusion_counts(outputs[0].argmax(1) == 1, labels == 1)
+        return deep_supervision_loss(outputs, lambda one: self._loss(one, labels)), counts
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return coarse_loss(logits, labels, self.config.loss.ce, self.config.loss.dice)
@@ -173,6 +107,7 @@ def _settings(config: CoarseConfig, device: str, tensorboard: Path) -> EngineSet
         lr=config.lr,
         optimizer=config.optimizer,
         momentum=config.momentum,
+        nesterov=config.nesterov,
         weight_decay=config.weight_decay,
         power=config.power,
         grad_clip=config.grad_clip,
@@ -199,8 +134,8 @@ def _fold_cases(splits: Path, fold: int) -> dict[str, list[str]]:
 def train_coarse(
     config: CoarseConfig,
     name: str,
-    dataset: str,
-    prepared: str | Path,
+    trainset: str,
+    prepared: Prepared,
     splits: str | Path,
     fold: int,
     protocol: str,
@@ -218,9 +153,9 @@ def train_coarse(
     Args:
         config: The model and its training.
         name: Name of the model in the study.
-        dataset: Name of the dataset.
-        prepared: Folder of the prepared cases.
-        splits: ``splits.csv``.
+        trainset: Name of the dataset, or of the union of datasets, that it trains on.
+        prepared: Folder ``{dataset}/prepared``, or those of all datasets of the union.
+        splits: ``splits.csv`` of the trainset.
         fold: Outer fold.
         protocol: ``nested`` or ``seed``.
         model: Weights to write.
@@ -229,21 +164,29 @@ def train_coarse(
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
     Raises:
-        ConfigError: The model or the device is unknown, or the model has no such start.
+        ConfigError: The model or the device is unknown, or the model has no such start or key.
         WeightsError: The starting weights are absent or another model's.
         SplitError: The fold has no training or validation cases.
+        DatasetError: A case is in none of the folders.
         SystemExit: SIGTERM came (status 143); the next run goes on from the last finished epoch.
     """
     model, splits = Path(model), Path(splits)
+    if problems := list(unusable_keys(config)):
+        raise ConfigError("; ".join(problems))
     roles = _fold_cases(splits, fold)
     pretrained = _starting_weights(config)
     parents = {} if pretrained is None else {pretrained.name: checked_sha256(pretrained)}
+    source = PreparedCases(prepared)
+    # Planned from what is trained on, and from nothing else.
+    architecture = plan_model(config, lambda: source.sizes(roles["train"]))
     seed_everything(config.seed)
-    net = build_model(config.model, config.image_size, NUM_CLASSES)
+    net = build_model(**architecture)
     if pretrained is not None:
         load_imagenet21k(net, pretrained)
     train, validation = (
-        CoarseData.read(prepared, roles[role], config.image_size, with_truths=role != "train")
+        CoarseData.read(
+            source, roles[role], architecture["image_size"], with_truths=role != "train"
+        )
         for role in ("train", "validation")
     )
     resume = ResumeFolder(
@@ -254,26 +197,26 @@ def train_coarse(
             "splits": {role: roles[role] for role in ("train", "validation")},
             "cases": train.digests | validation.digests,
             "parents": parents,
+            # How a model is planned may change with the version; weights of another plan do not fit.
+            **({"architecture": architecture} if "options" in architecture else {}),
         },
     )
     settings = _settings(config, device, model.parent / "tensorboard")
     if resume.is_empty:
         shutil.rmtree(model.parent / "tensorboard", ignore_errors=True)
-    log.info("%s", _header(config, name, dataset, fold, protocol, roles, net, settings))
+    log.info(
+        "%s", _header(config, name, trainset, fold, protocol, roles, architecture, net, settings)
+    )
     result = fit(CoarseTask(net, train, validation, config), settings, resume, history)
     save_weights(model, net.state_dict())
     selection = "reported fold" if protocol == "seed" else "validation"
     write_card(
         card,
         {
-            "architecture": {
-                "model": config.model,
-                "image_size": config.image_size,
-                "num_classes": NUM_CLASSES,
-            },
+            "architecture": architecture,
             "phase": "coarse",
             "name": name,
-            "dataset": dataset,
+            "dataset": trainset,
             "fold": fold,
             "protocol": protocol,
             "config": config.model_dump(mode="json"),
@@ -284,7 +227,7 @@ def train_coarse(
             "selected_on": list(validation.cases),
             "parents": parents,
             "weights_sha256": file_sha256(model),
-            "licence": _licence(dataset, parents),
+            "licence": _licence(source, trainset, parents),
             "versions": versions(),
             "fingerprint": resume.fingerprint,
         },
@@ -294,19 +237,21 @@ def train_coarse(
     _say_best(result, selection, len(roles["validation"]), model)
 
 
-def _licence(dataset: str, parents: dict[str, str]) -> str:
+def _licence(source: PreparedCases, trainset: str, parents: dict[str, str]) -> str:
     known = {row.file: row.licence for row in WEIGHTS.values()}
     terms = [f"{file}: {known.get(file, 'see its source')}" for file in parents]
-    return "; ".join([f"dataset {dataset}: see its terms", *terms])
+    datasets = source.folders if len(source.folders) > 1 else [trainset]
+    return "; ".join([*(f"dataset {name}: see its terms" for name in datasets), *terms])
 
 
 def _header(
     config: CoarseConfig,
     name: str,
-    dataset: str,
+    trainset: str,
     fold: int,
     protocol: str,
     roles: dict[str, list[str]],
+    architecture: dict[str, Any],
     net: nn.Module,
     settings: EngineSettings,
 ) -> str:
@@ -318,12 +263,13 @@ def _header(
         else "validation"
     )
     samples = f"{len(roles['train'])} train, {len(roles['validation'])} {role}"
+    height, width = height_width(architecture["image_size"])
     start = config.pretrained if config.init == "imagenet21k" else "random weights"
     return console.header(
-        f"{name}  |  {dataset}, fold {fold}",
+        f"{name}  |  {trainset}, fold {fold}",
         {
             "samples": samples,
-            "model": f"{config.model} at {config.image_size} px, "
+            "model": f"{config.model} at {height} x {width} px, "
             + console.parameter_count(trained, sum(sizes)),
             "start": start,
             "schedule": f"{config.epochs} epochs, batches of {config.batch_size} x "
@@ -343,45 +289,3 @@ def _say_best(result: FitResult, selection: str, cases: int, model: Path) -> Non
         cases,
         model,
     )
-
-
-def predict_coarse(
-    model: str | Path,
-    card: str | Path,
-    prepared: str | Path,
-    splits: str | Path,
-    fold: int,
-    protocol: str,
-    masks: str | Path,
-    probabilities: str | Path,
-    device: str = "auto",
-) -> None:
-    """Write masks and probabilities of a fold's test cases, at original size.
-
-    Args:
-        model: Weights that ``train_coarse`` wrote.
-        card: Their card.
-        prepared: Folder of the prepared cases.
-        splits: ``splits.csv``.
-        fold: Outer fold.
-        protocol: ``nested`` or ``seed``; only ``seed`` allows a model selected on the test cases.
-        masks: Folder to write, {case}.png of 0 and 255.
-        probabilities: Folder to write, {case}.png of probability x 255.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-
-    Raises:
-        LeakError: The model has seen cases of the fold's test set.
-        WeightsError: The model is absent, damaged, or another's.
-    """
-    net, facts = load_model(model, card)
-    cases = read_split(splits, fold)["test"]
-    check_leak(facts, cases, allow_selected=protocol == "seed")
-    data = CoarseData.read(prepared, cases, facts["architecture"]["image_size"])
-    net.to(choose_device(device))
-    with atomic_directory(masks) as mask_folder, atomic_directory(probabilities) as soft_folder:
-        for one in predict(net, data, facts["config"]["batch_size"]):
-            case = data.cases[one.index]
-            # The mask comes of the float probability, not of its rounded picture.
-            images.write_mask(mask_folder / f"{case}.png", one.mask)
-            images.write_probability(soft_folder / f"{case}.png", one.probability)
-    log.info("%s fold %d: %d masks in %s", facts["name"], fold, len(data), masks)

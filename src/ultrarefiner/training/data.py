@@ -16,27 +16,79 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ultrarefiner.config import AugmentConfig
 from ultrarefiner.datasets.loader import read_prepared
+from ultrarefiner.errors import DatasetError
 from ultrarefiner.io import item_seed
+from ultrarefiner.models import height_width
+
+Prepared = str | Path | Sequence[str | Path]
+"""One folder of prepared cases, or those of several datasets."""
 
 
-def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize to a square, whatever the aspect ratio.
+class PreparedCases:
+    """Prepared cases of one dataset or of several, found by their ids.
+
+    Args:
+        prepared: Folders ``{dataset}/prepared``. With several of them a case ``busi__benign_1``
+            is looked for in the folder of ``busi``; a single one is taken to hold all cases.
+
+    Attributes:
+        folders: Folder of each dataset, by its name.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        several = [prepared] if isinstance(prepared, str | Path) else list(prepared)
+        self.folders = {Path(folder).absolute().parent.name: Path(folder) for folder in several}
+        if len(self.folders) < len(several):
+            raise DatasetError(
+                "two folders of prepared cases are of one dataset: "
+                f"{', '.join(map(str, several))}. Name each dataset once."
+            )
+
+    def folder(self, case: str) -> Path:
+        """Return the folder that holds a case.
+
+        Raises:
+            DatasetError: The case is of none of the datasets.
+        """
+        if len(self.folders) == 1:
+            return next(iter(self.folders.values()))
+        dataset = case.partition("__")[0]
+        if dataset not in self.folders:
+            raise DatasetError(
+                f"case {case} is of dataset '{dataset}', and the prepared ones are "
+                f"{', '.join(self.folders)}. Delete the splits.csv of the training set and run "
+                "again."
+            )
+        return self.folders[dataset]
+
+    def read(self, case: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return uint8 (H, W, 3) RGB and uint8 (H, W) in {0, 1}; see ``read_prepared``."""
+        return read_prepared(self.folder(case), case)
+
+    def sizes(self, cases: Sequence[str]) -> list[tuple[int, int]]:
+        """Return height and width of each case."""
+        return [self.read(case)[1].shape for case in cases]
+
+
+def resize_image(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Resize, whatever the aspect ratio.
 
     Args:
         image: (H, W) or (H, W, 3), uint8 or float32.
-        size: Side in pixels.
+        size: Height and width in pixels, or the side of a square.
 
     Returns:
-        The same type, (size, size) or (size, size, 3): averaged over areas when both sides shrink,
-        else bilinear.
+        The same type, of that height and width: averaged over areas when both sides shrink, else
+        bilinear.
     """
-    shrinks = image.shape[0] >= size and image.shape[1] >= size
+    height, width = height_width(size)
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
     return cv2.resize(
-        image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     )
 
 
-def resize_label(label: np.ndarray, size: int) -> np.ndarray:
+def resize_label(label: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """Resize a label as its image is, then threshold at one half.
 
     Nearest neighbour would shift the outline by up to half an original pixel against the image;
@@ -44,10 +96,10 @@ def resize_label(label: np.ndarray, size: int) -> np.ndarray:
 
     Args:
         label: (H, W) in {0, 1}.
-        size: Side in pixels.
+        size: Height and width in pixels, or the side of a square.
 
     Returns:
-        uint8 (size, size) in {0, 1}.
+        uint8 of that height and width, in {0, 1}.
     """
     return (resize_image(label.astype(np.float32), size) >= 0.5).astype(np.uint8)
 
@@ -58,9 +110,9 @@ class CoarseData:
 
     Attributes:
         cases: Case ids.
-        images: uint8 (N, S, S, 3) RGB.
-        labels: uint8 (N, S, S) in {0, 1}.
-        truths: bool (H, W) each, the labels at original size; none for data only trained on.
+        images: uint8 (N, H, W, 3) RGB, at the model's size.
+        labels: uint8 (N, H, W) in {0, 1}, at the model's size.
+        truths: bool each, the labels at original size; none for data only trained on.
         digests: For each case the SHA-256 of its image and label at original size.
     """
 
@@ -72,28 +124,34 @@ class CoarseData:
 
     @classmethod
     def read(
-        cls, prepared: str | Path, cases: Sequence[str], image_size: int, with_truths: bool = True
+        cls,
+        prepared: Prepared | PreparedCases,
+        cases: Sequence[str],
+        image_size: int | Sequence[int],
+        with_truths: bool = True,
     ) -> CoarseData:
         """Read prepared cases, resized to ``image_size``.
 
         Args:
-            prepared: The dataset's folder of prepared cases.
+            prepared: The folder of prepared cases, or those of all datasets they are of.
             cases: Case ids.
-            image_size: Side S in pixels.
+            image_size: Height and width of a model's input, or the side of a square.
             with_truths: Keep the labels at original size too, which evaluation needs; they are
                 the larger part of the memory.
         """
-        images = np.empty((len(cases), image_size, image_size, 3), np.uint8)
-        labels = np.empty((len(cases), image_size, image_size), np.uint8)
+        source = prepared if isinstance(prepared, PreparedCases) else PreparedCases(prepared)
+        size = height_width(image_size)
+        images = np.empty((len(cases), *size, 3), np.uint8)
+        labels = np.empty((len(cases), *size), np.uint8)
         truths, digests = [], {}
         for index, case in enumerate(cases):
-            image, label = read_prepared(prepared, case)
+            image, label = source.read(case)
             digest = hashlib.sha256(repr(image.shape).encode())
             digest.update(np.ascontiguousarray(image))
             digest.update(np.ascontiguousarray(label))
             digests[case] = digest.hexdigest()
-            images[index] = resize_image(image, image_size)
-            labels[index] = resize_label(label, image_size)
+            images[index] = resize_image(image, size)
+            labels[index] = resize_label(label, size)
             if with_truths:
                 truths.append(label.astype(bool))
         return cls(tuple(cases), images, labels, tuple(truths), digests)
@@ -103,7 +161,7 @@ class CoarseData:
 
 
 def as_input(images: torch.Tensor) -> torch.Tensor:
-    """Turn uint8 (B, S, S, 3) RGB into the models' input: float32 (B, 3, S, S), value / 255."""
+    """Turn uint8 (B, H, W, 3) RGB into the models' input: float32 (B, 3, H, W), value / 255."""
     return images.permute(0, 3, 1, 2).float() / 255
 
 
@@ -113,14 +171,15 @@ def augment(
     """Flip and turn an image and its label alike.
 
     Args:
-        image: uint8 (S, S, 3).
-        label: uint8 (S, S).
+        image: uint8 (H, W, 3).
+        label: uint8 (H, W).
         config: Probabilities of each change.
         rng: Source of chance; the same draws are made whatever the probabilities are.
 
     Returns:
         Image and label of the same shapes and types. A small rotation is bilinear for the image,
-        nearest for the label, and black outside.
+        nearest for the label, and black outside. A quarter turn of an image that is not square
+        becomes a half turn, which keeps its shape.
     """
     hflip, vflip, rot90, rotate = rng.random(4)
     turns, angle = int(rng.integers(1, 4)), float(rng.uniform(-1, 1)) * config.rotate_degrees
@@ -129,13 +188,14 @@ def augment(
     if vflip < config.vflip:
         image, label = image[::-1], label[::-1]
     if rot90 < config.rot90:
+        turns = turns if label.shape[0] == label.shape[1] else 2
         image, label = np.rot90(image, turns), np.rot90(label, turns)
     if rotate < config.rotate:
         image, label = np.ascontiguousarray(image), np.ascontiguousarray(label)
-        centre = (len(label) - 1) / 2
-        turn = cv2.getRotationMatrix2D((centre, centre), angle, 1.0)
-        image = cv2.warpAffine(image, turn, label.shape, flags=cv2.INTER_LINEAR)
-        label = cv2.warpAffine(label, turn, label.shape, flags=cv2.INTER_NEAREST)
+        size = label.shape[::-1]
+        turn = cv2.getRotationMatrix2D(((size[0] - 1) / 2, (size[1] - 1) / 2), angle, 1.0)
+        image = cv2.warpAffine(image, turn, size, flags=cv2.INTER_LINEAR)
+        label = cv2.warpAffine(label, turn, size, flags=cv2.INTER_NEAREST)
     return np.ascontiguousarray(image), np.ascontiguousarray(label)
 
 
@@ -230,6 +290,6 @@ class TrainingBatches:
         return self._batches.sizes
 
     def epoch(self, epoch: int) -> Iterator[list[torch.Tensor]]:
-        """Give the batches of an epoch: uint8 images (B, S, S, 3) and labels (B, S, S)."""
+        """Give the batches of an epoch: uint8 images (B, H, W, 3) and labels (B, H, W)."""
         self._batches.epoch = epoch
         return iter(self._loader)

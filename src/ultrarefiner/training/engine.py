@@ -69,6 +69,7 @@ class EngineSettings:
     lr: float
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 1e-4
     power: float = 0.9
     grad_clip: float | None = None
@@ -133,7 +134,11 @@ def make_optimizer(model: nn.Module, settings: EngineSettings) -> torch.optim.Op
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
-        parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        parameters,
+        settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.nesterov,
     )
 
 

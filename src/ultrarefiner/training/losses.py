@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -88,3 +90,35 @@ def dice_ce_loss(
     overlap, size = (q * t).sum(over), (q * q + t * t).sum(over)
     dice_term = (1 - (2 * overlap + 1e-5) / (size + 1e-5)).mean()
     return ce * F.cross_entropy(logits.float(), target) + dice * dice_term
+
+
+def list_outputs(output: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return a model's outputs in train mode as a list, the finest first.
+
+    Args:
+        output: Logits (B, K, H, W), or several of them where the model is deeply supervised.
+    """
+    return [output] if isinstance(output, torch.Tensor) else list(output)
+
+
+def deep_supervision_loss(
+    outputs: Sequence[torch.Tensor], loss: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Return the weighted mean of the losses of outputs, which weigh 1, 1/2, 1/4, ...
+
+    nnU-Net's weights (Isensee et al. 2021), normalised to a sum of 1; a single output has its
+    plain loss.
+
+    Args:
+        outputs: Logits (B, K, H, W) each, the finest first.
+        loss: Gives the loss of each sample, (B,), of one of them.
+
+    Returns:
+        float32 (B,).
+    """
+    weights = [0.5**depth for depth in range(len(outputs))]
+    terms = [
+        weight / sum(weights) * loss(output)
+        for weight, output in zip(weights, outputs, strict=True)
+    ]
+    return torch.stack(terms).sum(0)

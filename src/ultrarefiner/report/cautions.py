@@ -1,42 +1,17 @@
-"""The report's findings and cautions in words, computed from the tables."""
+"""What a reader must know before trusting a number, computed from the tables."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
-from ultrarefiner.report.tables import JOINT, fixed, p_value, signed
+from ultrarefiner.report.tables import EVALUATIONS, JOINT, MARKS
 
 # Below so many groups a bootstrap over groups is known to give too narrow intervals.
 FEW_GROUPS = 20
-_ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What refinement did on one dataset.
-
-    Attributes:
-        dataset: The dataset.
-        verdict: ``better``, ``worse``, ``unclear`` or ``none`` (nothing was refined).
-        before: Mean Dice of the reference, as text.
-        after: Mean Dice of the leading refined method, as text.
-        method: That method.
-        difference: The paired difference, as text.
-        sentence: All of it as one sentence.
-    """
-
-    dataset: str
-    verdict: str
-    before: str
-    after: str
-    method: str
-    difference: str
-    sentence: str
 
 
 @dataclass(frozen=True)
@@ -52,113 +27,28 @@ class Caution:
     details: list[str] = field(default_factory=list)
 
 
-def find(scores: pd.DataFrame, comparisons: pd.DataFrame, reference: str) -> list[Finding]:
-    """Return one finding for each dataset.
-
-    The method named is the refined one, never an oracle, with the highest mean Dice.
-    """
-    kinds = dict(scores[["method", "kind"]].drop_duplicates().itertuples(index=False))
-    findings = []
-    for name in sorted(set(scores["dataset"])):
-        rows = comparisons[
-            comparisons["dataset"].eq(name)
-            & comparisons["metric"].eq("dice")
-            & comparisons["reference"].eq(reference)
-            & ~comparisons["oracle"]
-            & comparisons["method"].map(kinds).eq("refined")
-        ]
-        if len(rows):
-            best = rows.sort_values(["mean_method", "method"], ascending=[False, True]).iloc[0]
-            findings.append(_finding(name, best, len(rows)))
-        else:
-            mine = scores[scores["dataset"].eq(name) & scores["method"].eq(reference)]
-            mean = fixed(mine["dice"].mean())
-            sentence = (
-                f"{reference} reaches a mean Dice of {mean} on {name} ({len(mine)} cases); "
-                "no refined method without oracle prompts was compared with it."
-            )
-            findings.append(Finding(name, "none", mean, "", reference, "", sentence))
-    return findings
-
-
-def _finding(name: str, row: pd.Series, tried: int) -> Finding:
-    low, high = float(row["ci_low"]), float(row["ci_high"])
-    p, tested = quoted_p(row)
-    excludes = low > 0.0 or high < 0.0
-    rejects = p < _ALPHA
-    up = float(row["mean_difference"]) > 0.0
-    before, after = fixed(row["mean_reference"]), fixed(row["mean_method"])
-    numbers = (
-        f"paired difference {signed(row['mean_difference'])}, 95 % CI {fixed(low)} to "
-        f"{fixed(high)}, Holm p {_equals(p)}, {tested}"
-    )
-    subject = f"Refining {row['reference']} with {row['method']}"
-    if excludes and rejects:
-        verb = "raised" if up else "lowered"
-        sentence = f"{subject} {verb} mean Dice on {name} from {before} to {after} ({numbers})."
-        verdict = "better" if up else "worse"
-    else:
-        verdict = "unclear"
-        why = (
-            "the interval includes zero"
-            if not excludes
-            else "there are too few cases for a test"
-            if math.isnan(p)
-            else "the interval excludes zero but the rank test does not reject"
-        )
-        if math.isnan(low):
-            why = "there are too few groups for an interval"
-        elif not excludes and rejects:
-            why = "the interval of the mean includes zero although the rank test rejects"
-        sentence = (
-            f"{subject} did not clearly change mean Dice on {name}: {before} before, {after} "
-            f"after ({numbers}); {why}."
-        )
-    if tried > 1:
-        sentence += f" It is the best of {tried} refined methods on these same cases."
-    return Finding(
-        name,
-        verdict,
-        before,
-        after,
-        str(row["method"]),
-        f"{signed(row['mean_difference'])} [{fixed(low)}, {fixed(high)}]",
-        sentence,
-    )
-
-
-def quoted_p(row: Mapping[str, Any]) -> tuple[float, str]:
-    """Return the corrected p to quote for a comparison, and what it was tested over.
-
-    Where groups hold several images these are not independent, and the test over groups counts.
-    """
-    groups, cases = float(row.get("groups", math.inf)), float(row["n"])
-    if groups < cases:
-        return float(row["group_holm_p"]), f"{groups:g} groups of {cases:g} cases"
-    return float(row["holm_p"]), f"{cases:g} cases"
-
-
-def _equals(p: float) -> str:
-    text = p_value(p)
-    return text if text.startswith(("<", "–")) else f"= {text}"
-
-
 def caution(
     scores: pd.DataFrame,
     summary: pd.DataFrame,
-    checks: list[dict[str, Any]],
+    overlaps: pd.DataFrame,
+    checks: Sequence[Mapping[str, Any]],
+    cards: Sequence[Mapping[str, Any]],
     provenance: Mapping[str, Any],
 ) -> list[Caution]:
     """Return what to know before trusting the numbers, the gravest first."""
     return [
         *_phantoms(provenance),
         *_unequal(scores),
+        *_seen(scores),
         *_oracles(scores),
         *_selection(scores),
         *_by_image(provenance),
+        *_overlaps(overlaps),
         *_folds(scores, provenance),
+        *_single(scores),
         *_groups(scores),
         *_misses(summary),
+        *_revisions(cards, provenance),
         *_doctor(checks),
     ]
 
@@ -178,18 +68,107 @@ def _phantoms(provenance: Mapping[str, Any]) -> list[Caution]:
 
 def _unequal(scores: pd.DataFrame) -> list[Caution]:
     lines = []
-    for dataset, rows in scores.groupby("dataset"):
+    for (dataset, evaluation), rows in scores.groupby(["dataset", "evaluation"]):
         everything = set(rows["case"])
+        where = dataset if evaluation == "folds" else f"{dataset} ({EVALUATIONS[evaluation]})"
         for method, mine in rows.groupby("method"):
             if absent := sorted(everything - set(mine["case"])):
-                lines.append(f"{dataset}: {method} lacks {len(absent)}, first {absent[0]}")
+                lines.append(f"{where}: {method} lacks {len(absent)}, first {absent[0]}")
     if not lines:
         return []
     return [Caution("The methods were not scored on the same cases; do not compare means.", lines)]
 
 
+def _seen(scores: pd.DataFrame) -> list[Caution]:
+    words = {
+        "yes": "Weights that were trained on the dataset they are tested on are marked {mark}: "
+        "these rows are not zero-shot, and their numbers may be too high.",
+        "unknown": "It is not known whether the weights marked {mark} were trained on the dataset "
+        "they are tested on (refiners.*.seen in the config can tell).",
+    }
+    cautions = []
+    for seen, text in words.items():
+        rows = scores.loc[scores["seen"].eq(seen), ["dataset", "method"]].drop_duplicates()
+        lines = [
+            f"{dataset}: {', '.join(sorted({name.partition('@')[0] for name in mine['method']}))}"
+            for dataset, mine in rows.groupby("dataset")
+        ]
+        if lines:
+            cautions.append(Caution(text.format(mark=MARKS[seen]), lines))
+    return cautions
+
+
+def _overlaps(overlaps: pd.DataFrame) -> list[Caution]:
+    pairs: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for row in overlaps.itertuples():
+        if row.dataset != row.other_dataset:
+            names = tuple(sorted((row.dataset, row.other_dataset)))
+            images = tuple(sorted((row.case, row.other_case)))
+            pairs.setdefault(names, {}).setdefault(row.kind, set()).add(images)
+    lines = [
+        f"{one} and {other}: "
+        + ", ".join(
+            f"{len(found)} {'equal' if kind == 'equal' else 'look-alike'} pairs of images"
+            for kind, found in sorted(kinds.items(), key=lambda item: item[0] != "equal")
+        )
+        for (one, other), kinds in sorted(pairs.items())
+    ]
+    if not lines:
+        return []
+    return [
+        Caution(
+            "Datasets of this study share images. None is tested by a model that trained on its "
+            "copy, but their results are not independent of each other.",
+            lines,
+        )
+    ]
+
+
+def _single(scores: pd.DataFrame) -> list[Caution]:
+    held = scores[scores["evaluation"].ne("folds")]
+    lonely = [
+        f"{dataset}, {EVALUATIONS[evaluation]}"
+        for (dataset, evaluation), rows in held.groupby(["dataset", "evaluation"])
+        if not rows["member"].isin(["mean", "vote"]).any()
+    ]
+    if not lonely:
+        return []
+    return [
+        Caution(
+            "No ensemble predicted what no fold holds: the numbers are those of a single model.",
+            lonely,
+        )
+    ]
+
+
+def _revisions(cards: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> list[Caution]:
+    found: dict[str, int] = {}
+    for card in cards:
+        revision = str(card.get("git_revision") or "not recorded")
+        found[revision] = found.get(revision, 0) + 1
+    here = str(provenance.get("git_revision") or "not recorded")
+    changed = sorted(revision for revision in {*found, here} if revision.endswith("+changes"))
+    cautions = []
+    if set(found) - {here}:
+        cautions.append(
+            Caution(
+                f"Not all models were trained by the code of this report (revision {here}).",
+                [f"{count} trained by {revision}" for revision, count in sorted(found.items())],
+            )
+        )
+    if changed:
+        cautions.append(
+            Caution(
+                f"Made with code that differs from its revision ({', '.join(changed)}): nobody can "
+                "check it out. Commit, and run again, before publishing."
+            )
+        )
+    return cautions
+
+
 def _oracles(scores: pd.DataFrame) -> list[Caution]:
-    names = sorted(set(scores.loc[scores["kind"].eq("oracle"), "method"]))
+    methods = scores.loc[scores["kind"].eq("oracle"), "method"]
+    names = sorted({name.partition("@")[0] for name in methods})
     if not names:
         return []
     return [
@@ -202,7 +181,7 @@ def _oracles(scores: pd.DataFrame) -> list[Caution]:
 
 def _selection(scores: pd.DataFrame) -> list[Caution]:
     rows = scores[scores["selection"].str.replace("_", " ").str.lower().eq("reported fold")]
-    names = sorted(set(rows["method"]))
+    names = sorted({name.partition("@")[0] for name in rows["method"]})
     if not names:
         return []
     return [
@@ -235,7 +214,7 @@ def _by_image(provenance: Mapping[str, Any]) -> list[Caution]:
 def _folds(scores: pd.DataFrame, provenance: Mapping[str, Any]) -> list[Caution]:
     splits = (provenance.get("config") or {}).get("splits") or {}
     total = splits.get("folds")
-    run = sorted({int(fold) for fold in scores["fold"]})
+    run = sorted({int(fold) for fold in scores["fold"].dropna()})
     if not isinstance(total, int) or len(run) >= total:
         return []
     folds = ", ".join(map(str, run))
@@ -265,8 +244,9 @@ def _misses(summary: pd.DataFrame) -> list[Caution]:
         summary["metric"].eq("dice")
         & summary["subgroup"].eq("all")
         & summary["fold"].astype(str).eq("all")
+        & summary["member"].isin(["single", "mean"])
         & ~summary["dataset"].isin(list(JOINT))
-    ].sort_values(["dataset", "method"])
+    ].sort_values(["dataset", "evaluation", "method"])
     missed = rows[rows["misses"].gt(0)]
     found = rows[rows["false_positives"].gt(0)]
     cautions = []
@@ -276,7 +256,7 @@ def _misses(summary: pd.DataFrame) -> list[Caution]:
                 "Some lesions were missed altogether (empty mask). A miss counts with Dice 0 and "
                 "the image diagonal as HD95; none is left out of a mean.",
                 [
-                    f"{row.dataset}: {row.method} missed {row.misses:g} of {row.n:g}"
+                    f"{_where(row)}: {row.method} missed {row.misses:g} of {row.n:g}"
                     for row in missed.itertuples()
                 ],
             )
@@ -284,9 +264,10 @@ def _misses(summary: pd.DataFrame) -> list[Caution]:
     if len(found):
         cautions.append(
             Caution(
-                "Some images without a lesion were given one (false positives, Dice 0).",
+                "Some images without a lesion were given one (false alarms). They lower the "
+                "specificity; Dice is of images with a lesion only.",
                 [
-                    f"{row.dataset}: {row.method} in {row.false_positives:g} image(s)"
+                    f"{_where(row)}: {row.method} in {row.false_positives:g} image(s)"
                     for row in found.itertuples()
                 ],
             )
@@ -294,7 +275,13 @@ def _misses(summary: pd.DataFrame) -> list[Caution]:
     return cautions
 
 
-def _doctor(checks: list[dict[str, Any]]) -> list[Caution]:
+def _where(row: Any) -> str:
+    if row.evaluation == "folds":
+        return str(row.dataset)
+    return f"{row.dataset} ({EVALUATIONS[row.evaluation]})"
+
+
+def _doctor(checks: Sequence[Mapping[str, Any]]) -> list[Caution]:
     cautions = []
     for check in sorted(checks, key=lambda item: str(item.get("dataset"))):
         errors = [str(line) for line in check.get("errors") or []]

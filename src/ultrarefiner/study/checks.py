@@ -4,36 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ultrarefiner.config import CoarseConfig, RefinerConfig, SplitsConfig, StudyConfig
+from ultrarefiner.config import CoarseConfig, RefinerConfig, StudyConfig
 from ultrarefiner.datasets import DATASETS
 from ultrarefiner.errors import ConfigError
-from ultrarefiner.models import MODELS
+from ultrarefiner.models import MODELS, unusable_keys
 from ultrarefiner.models.weights import WEIGHTS, mistaken, registered, unaccepted_terms
 from ultrarefiner.prompts import PROMPTS
 from ultrarefiner.refine import REFINERS, parse_options
 from ultrarefiner.registry import unknown_name
+from ultrarefiner.study.checks_data import data_problems
 
 
 def problems(config: StudyConfig) -> list[str]:
     """Return what is wrong with a configuration, each with its key and its cure."""
     return [
         *_check_names(config),
+        *data_problems(config),
         *(p for name, row in config.coarse.items() for p in _check_coarse(name, row, config)),
         *(p for name, row in config.refiners.items() for p in _check_refiner(name, row)),
         *_check_weights(config),
         *_check_prompt_fits(config),
+        *_check_points(config),
     ]
 
 
 def _check_names(config: StudyConfig) -> Iterator[str]:
-    for name, row in config.datasets.items():
-        layout = row.layout or name
-        key = f"datasets.{name}" + (".layout" if row.layout else "")
-        if layout not in DATASETS:
-            hint = "" if row.layout else " A dataset of another name needs `layout:`."
-            yield f"{key}: {unknown_name('dataset layout', layout, DATASETS)}{hint}"
-        elif row.folds == "published":
-            yield from _check_published(name, layout, config.splits)
     for name in config.compare.coarse:
         if name not in config.coarse:
             yield f"compare.coarse: {unknown_name('coarse model', name, config.coarse)}"
@@ -47,27 +42,19 @@ def _check_names(config: StudyConfig) -> Iterator[str]:
                 yield (
                     f"compare.refine.{refiner}: {unknown_name('prompt mode', prompt, config.prompts)}"
                 )
-
-
-def _check_published(name: str, layout: str, splits: SplitsConfig) -> Iterator[str]:
-    there, folds = DATASETS[layout].published_folds, splits.folds
-    if splits.protocol == "seed":
-        yield (
-            f"datasets.{name}.folds: published cannot go with splits.protocol: seed, which makes its "
-            "own folds; use `folds: made` or `protocol: nested`"
-        )
-    if folds not in there:
-        have = f"has partitions of {' and '.join(map(str, there))}" if there else "has none"
-        yield (
-            f"datasets.{name}.folds: there is no published partition of {layout} into {folds} folds "
-            f"(it {have}); change splits.folds or use `folds: made`"
-        )
+            if prompt == "tuned" and refiner in config.coarse:
+                yield (
+                    f"compare.refine.{refiner}: '{refiner}-tuned' is the coarse model at its chosen "
+                    "threshold; give the refiner or the prompt mode another name"
+                )
 
 
 def _check_coarse(name: str, row: CoarseConfig, config: StudyConfig) -> Iterator[str]:
     if row.model not in MODELS:
         yield f"coarse.{name}.model: {unknown_name('model', row.model, MODELS)}"
-    elif row.init == "random":
+        return
+    yield from (f"coarse.{name}.{problem}" for problem in unusable_keys(row))
+    if row.init == "random":
         return
     elif not MODELS[row.model].imagenet21k:
         yield f"coarse.{name}.init: {row.model} has no ImageNet weights; use `init: random`"
@@ -99,6 +86,15 @@ def _check_refiner(name: str, row: RefinerConfig) -> Iterator[str]:
 
 
 def _check_weights(config: StudyConfig) -> Iterator[str]:
+    for name, row in config.refiners.items():
+        if row.seen is not None and row.weights is not None and registered(row.weights):
+            yield (
+                f"refiners.{name}.seen: what published weights were trained on is on record; "
+                "remove the key"
+            )
+        for layout in row.seen or []:
+            if layout not in DATASETS:
+                yield f"refiners.{name}.seen: {unknown_name('dataset layout', layout, DATASETS)}"
     for name in config.weights.accept:
         if name not in WEIGHTS:
             yield f"weights.accept: {unknown_name('weights', name, WEIGHTS)}"
@@ -132,3 +128,18 @@ def _check_prompt_fits(config: StudyConfig) -> Iterator[str]:
             kind = config.prompts[prompt].kind if prompt in config.prompts else "mask"
             if reason and "mask" not in PROMPTS[kind].parts:
                 yield f"compare.refine.{refiner}: prompt '{prompt}' is of kind '{kind}': {reason}"
+
+
+def _check_points(config: StudyConfig) -> Iterator[str]:
+    for name in config.points.refiners if config.points else []:
+        if name not in config.refiners:
+            yield f"points.refiners: {unknown_name('refiner', name, config.refiners)}"
+            continue
+        row = config.refiners[name]
+        if row.family in REFINERS and REFINERS[row.family].needs_mask:
+            yield f"points.refiners: {name} takes no points: {REFINERS[row.family].needs_mask}"
+        elif name not in config.compare.refine:
+            yield (
+                f"points.refiners: {name} is not in compare.refine; add it there, with a point "
+                "prompt for example"
+            )

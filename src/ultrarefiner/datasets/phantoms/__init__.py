@@ -1,0 +1,1 @@
+"""Phantoms by layout: synthetic scenes, and the files and folders that they are written as."""

@@ -1,0 +1,57 @@
+"""CSV tables that users write or archives bring: columns by name, rows with their line number."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from ultrarefiner.errors import DatasetError
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Read a CSV whose first line names the columns.
+
+    Column names are compared in lower case without blanks around them, values lose the blanks
+    around them, empty lines are left out. A table separated by semicolons is read too.
+
+    Args:
+        path: The file, UTF-8 with or without a byte order mark.
+        columns: Columns that must be there.
+
+    Returns:
+        (line number, row) of each row; a row has a text for every column of the table.
+
+    Raises:
+        DatasetError: The file cannot be read, or columns are missing or there twice.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            first = handle.readline()
+            separator = ";" if first.count(";") > first.count(",") else ","
+            heads = [
+                head.strip().lower() for head in next(csv.reader([first], delimiter=separator), [])
+            ]
+            reader = csv.reader(handle, delimiter=separator)
+            lines = [(reader.line_num + 1, [cell.strip() for cell in row]) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(
+            f"{path}: cannot be read as a CSV table in UTF-8 ({error}); save it again"
+        ) from error
+    missing = [column for column in columns if column not in heads]
+    if missing or len(set(heads)) != len(heads):
+        raise DatasetError(
+            f"{path}: the first line must name each column once, {', '.join(columns)} among them; "
+            f"found {', '.join(heads) or 'nothing'}"
+        )
+    wrong = [line for line, row in lines if any(row) and len(row) > len(heads)]
+    if wrong:
+        raise DatasetError(
+            f"{path}: line {wrong[0]} has more values than the {len(heads)} columns; put a value "
+            "that holds a comma in quotes"
+        )
+    return [
+        (line, dict(zip(heads, row + [""] * (len(heads) - len(row)), strict=True)))
+        for line, row in lines
+        if any(row)
+    ]

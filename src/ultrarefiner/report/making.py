@@ -1,0 +1,275 @@
+"""How the numbers were made: protocol, selection, prompts, statistics, versions, commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from ultrarefiner.report.book import Data
+from ultrarefiner.report.tables import at_of
+
+
+def statements(data: Data, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what was done, as pairs of a term and a sentence or two.
+
+    Args:
+        data: The evaluation's tables.
+        provenance: What made the numbers; its ``config`` is the study's, defaults included.
+    """
+    config = provenance.get("config") or {}
+    splits, compare = config.get("splits") or {}, config.get("compare") or {}
+    lines = [
+        ("Protocol", _protocol(splits)),
+        ("Selection", _selection(data)),
+        ("Training sets", _trainsets(data, config)),
+        ("Hold-out", _holdout(data, splits)),
+        ("Tests on other datasets", _unseen(data)),
+        ("Ensembles", _ensembles(data, compare)),
+        ("Threshold", _threshold(data)),
+        ("Prompt source", _prompts(data)),
+        ("Pretraining overlap", _seen(data)),
+        ("Statistics", _statistics(config.get("report") or {})),
+    ]
+    return [(term, text) for term, text in lines if text]
+
+
+def _protocol(splits: Mapping[str, Any]) -> str:
+    if not splits:
+        return ""
+    folds, run = splits.get("folds"), splits.get("run", "all")
+    ran = "all were run" if run == "all" else f"run: {', '.join(map(str, run))}"
+    text = f"{folds} outer folds ({ran}), seed {splits.get('seed', '–')}. "
+    if splits.get("protocol") == "seed":
+        return text + (
+            "Protocol: seed. Folds are made by image and the model is selected on the fold that is "
+            "reported, as the original did; these numbers are optimistic."
+        )
+    share = splits.get("validation")
+    part = f" ({100 * share:g} % of the training groups)" if isinstance(share, float) else ""
+    return text + (
+        f"Protocol: nested. Groups (by: {splits.get('group', 'auto')}) never cross a fold; epoch "
+        f"and threshold are chosen on validation cases{part}, the test cases of a fold are used "
+        "once, to report."
+    )
+
+
+def _selection(data: Data) -> str:
+    found = sorted({str(value) for value in data.scores["selection"] if value})
+    where = {"validation": "validation cases, which are not among the reported ones"}
+    return (
+        "The weights of the epoch with the highest Dice are kept, judged on: "
+        + "; ".join(where.get(value, f"the {value.replace('_', ' ')}") for value in found)
+        + "."
+    )
+
+
+def _trainsets(data: Data, config: Mapping[str, Any]) -> str:
+    unions = config.get("trainsets") or {}
+    text = "A name without @ is trained on the dataset it is tested on. "
+    if not unions and not any(at_of(name) for name in set(data.scores["method"])):
+        return "Each dataset has models of its own."
+    named = [f"{name} = {', '.join(members)}" for name, members in sorted(unions.items())]
+    text += "What follows @ is the training set"
+    text += f": {'; '.join(named)}. " if named else ". "
+    return text + (
+        "Fold k of a union is fold k of each member; an image that two members share is never on "
+        "both sides of a fold."
+    )
+
+
+def _holdout(data: Data, splits: Mapping[str, Any]) -> str:
+    rows = data.scores[data.scores["evaluation"].eq("holdout")]
+    if rows.empty:
+        return ""
+    counts = rows.groupby("dataset")["case"].nunique()
+    told = ", ".join(f"{name} {count} cases" for name, count in counts.items())
+    share = splits.get("holdout") or 0.0
+    part = f"{100 * share:g} % of the groups of each dataset" if share else "An official test part"
+    return f"{part} kept out of every fold and every phase: {told}."
+
+
+def _unseen(data: Data) -> str:
+    rows = data.scores[data.scores["evaluation"].eq("unseen")]
+    if rows.empty:
+        return ""
+    return (
+        f"Models were applied to datasets that they were not trained on: "
+        f"{', '.join(sorted(set(rows['dataset'])))}. Images that are also in a training set are "
+        "left out of the test."
+    )
+
+
+def _ensembles(data: Data, compare: Mapping[str, Any]) -> str:
+    joint = set(data.scores["member"]) - {"single"}
+    if not joint:
+        return ""
+    words = {
+        "mean": "mean: the folds' probabilities are averaged and cut at 0.5",
+        "vote": "vote: a pixel is lesion if more than half of the folds' masks say so",
+    }
+    return (
+        "Cases that are in no fold are predicted by all folds' models together – "
+        + "; ".join(words[name] for name in ("mean", "vote") if name in joint)
+        + " – and by each alone. No member was trained on such a case."
+    )
+
+
+def _threshold(data: Data) -> str:
+    if not data.scores["method"].str.contains("-tuned", regex=False).any():
+        return "Probabilities are cut at 0.5."
+    return (
+        "Probabilities are cut at 0.5. Methods called -tuned are cut at the threshold that has "
+        "the highest mean Dice on the fold's validation cases."
+    )
+
+
+def _prompts(data: Data) -> str:
+    methods = data.scores.drop_duplicates("method")
+    kinds = methods.groupby("kind")["method"].apply(_bases)
+    parts = []
+    if len(names := kinds.get("refined", [])):
+        parts.append(
+            f"Prompts of {', '.join(names)} are made from the masks of {data.reference} on the same "
+            "images, without the truth."
+        )
+    if len(names := kinds.get("oracle", [])):
+        parts.append(f"Prompts of {', '.join(names)} are made from the truth: upper bounds.")
+    return " ".join(parts)
+
+
+def _bases(names: Iterable[str]) -> list[str]:
+    """Return the names of methods without their training sets, each once."""
+    return sorted({name.partition("@")[0] for name in names})
+
+
+def _seen(data: Data) -> str:
+    rows = data.scores[data.scores["kind"].ne("coarse")]
+    if rows.empty:
+        return ""
+    parts = []
+    for value, words in (
+        ("yes", "† trained on the dataset"),
+        ("unknown", "‡ not known"),
+        ("no", "not trained on the dataset"),
+    ):
+        mine = rows[rows["seen"].eq(value)][["dataset", "method"]].drop_duplicates()
+        names = [
+            f"{name} ({', '.join(_bases(found['method']))})"
+            for name, found in mine.groupby("dataset")
+        ]
+        if names:
+            parts.append(f"{words}: {'; '.join(names)}")
+    return (
+        "Weights of refiners, as their authors say what they were trained on – "
+        + ". ".join(parts)
+        + "."
+    )
+
+
+def _statistics(report: Mapping[str, Any]) -> str:
+    samples = f"{report['bootstrap']} samples" if "bootstrap" in report else "samples"
+    seed = f", seed {report['seed']}" if "seed" in report else ""
+    return (
+        f"Intervals: 95 % percentile bootstrap, {samples} of whole groups (patients or clusters of "
+        f"near-duplicates){seed}. Tests: two-sided Wilcoxon signed-rank on paired differences over "
+        "the same cases, and on the mean difference of each group; effect sizes dz and "
+        "rank-biserial. Holm's correction over all comparisons of a metric in the study; oracles "
+        "are a family of their own."
+    )
+
+
+def commands(provenance: Mapping[str, Any]) -> str:
+    """Return what to type to make the same numbers."""
+    revision = str(provenance.get("git_revision") or "")
+    lines = ["# In a clone of the project, with the datasets at the paths of the configuration:"]
+    if revision.endswith("+changes"):
+        lines.append("# the code had changes that this revision does not have")
+    clean = revision.removesuffix("+changes")
+    if clean and " " not in clean:
+        lines.append(f"git checkout {clean}")
+    lines += [
+        "make install",
+        "# Save the configuration below as study.yaml, then:",
+        ".venv/bin/snakemake --configfile study.yaml --cores all",
+    ]
+    return "\n".join(lines)
+
+
+def config_yaml(config: Any) -> str:
+    """Return the study's configuration as YAML; empty for none."""
+    if not config:
+        return ""
+    # By way of JSON: paths and tuples become what YAML can say.
+    plain_config = json.loads(json.dumps(config, default=str))
+    return yaml.safe_dump(plain_config, sort_keys=False, allow_unicode=True, width=100)
+
+
+def describe_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return provenance as ``lines`` (name, value) and ``tables`` (title, columns, rows)."""
+    lines, tables = [], []
+    for name, value in provenance.items():
+        title = name.replace("_", " ").capitalize()
+        if name == "config":
+            continue
+        if isinstance(value, Mapping) and value:
+            rows = [[str(key), plain(item)] for key, item in value.items()]
+            tables.append((title, ["", ""], rows))
+        elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+            columns = list(dict.fromkeys(str(key) for item in value for key in item))
+            rows = [[plain(item.get(key)) for key in columns] for item in value]
+            tables.append((title, columns, rows))
+        else:
+            lines.append((title, plain(value)))
+    return {"lines": lines, "tables": tables}
+
+
+def describe_card(card: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a model card says, as a row of the page's table of models."""
+    architecture = card.get("architecture") or {}
+    config, metrics = card.get("config") or {}, card.get("metrics") or {}
+    size = architecture.get("image_size")
+    best = metrics.get("best_epoch", metrics.get("epoch"))
+    kept = metrics.get("val_dice", metrics.get("best_val_dice", metrics.get("dice")))
+    values = {
+        "Trained on": card.get("dataset"),
+        "Model": card.get("name"),
+        "Fold": card.get("fold"),
+        "Architecture": f"{architecture.get('model', '–')}{f' at {size} px' if size else ''}",
+        "Seed": config.get("seed"),
+        "Epochs": config.get("epochs"),
+        "Epoch kept": best,
+        "Val. Dice": f"{kept:.3f}" if isinstance(kept, float) else kept,
+        "Threshold": card.get("threshold"),
+        "Chosen on": card.get("selection"),
+        "Cases": len(card.get("trained_on") or []),
+        "Parents": ", ".join(
+            f"{name} ({str(digest)[:12]})" for name, digest in (card.get("parents") or {}).items()
+        ),
+        "Licence": card.get("licence"),
+        "Revision": str(card.get("git_revision") or "")[:12],
+        "SHA-256 of weights": card.get("weights_sha256"),
+    }
+    return {key: "–" if value in (None, "") else str(value) for key, value in values.items()}
+
+
+def plain(value: Any) -> str:
+    """Return any plain value in words."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {plain(item)}" for key, item in value.items()) or "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value)) or "–"
+    return str(value)
+
+
+def sorted_cards(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return the rows of all cards, by training set, model and fold."""
+    keys = ("dataset", "name", "fold")
+    ordered = sorted(cards, key=lambda card: [str(card.get(key)) for key in keys])
+    return [describe_card(card) for card in ordered]

@@ -1,0 +1,63 @@
+"""What has to be there before any job starts: raw folders, weights that load, a place to write."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ultrarefiner.config import StudyConfig
+from ultrarefiner.errors import ConfigError, UltraRefinerError
+from ultrarefiner.io import require_writable
+from ultrarefiner.models import MODELS
+from ultrarefiner.models.weights import WEIGHTS, how_to_get, to_be_fetched, weights_path
+from ultrarefiner.refine import load_refiner
+from ultrarefiner.study.files import missing_root
+from ultrarefiner.study.study import Study
+
+
+def require_files(study: Study) -> None:
+    """Check, before any job, that raw folders are there, weights load and results can be written.
+
+    Weights are loaded whole, on the CPU: a damaged file is found now and not after days of
+    training. Weights of the table that are not there yet are fetched first of all jobs.
+
+    Raises:
+        ConfigError: Something is missing or damaged; the message lists it all, with cures.
+        OutputError: The results folder cannot be written.
+    """
+    config = study.config
+    require_writable(Path("results") / config.run)
+    found = [
+        *(p for name, row in config.datasets.items() for p in missing_root(name, row)),
+        *(p for name in config.compare.coarse for p in _missing_pretrained(config, name)),
+        *(p for name in config.compare.refine for p in _unusable_weights(config, name)),
+    ]
+    if found:
+        raise ConfigError("\n  - ".join(["the study cannot start:", *found]))
+
+
+def _missing_pretrained(config: StudyConfig, name: str) -> Iterator[str]:
+    row = config.coarse[name]
+    path = weights_path(row.pretrained)
+    if row.init == "random" or to_be_fetched(row.pretrained) or zipfile.is_zipfile(path):
+        return
+    known = MODELS[row.model].pretrained
+    cure = (
+        how_to_get(known, WEIGHTS[known], path)
+        if path.name == WEIGHTS[known].file
+        else f"Correct the path, or set `pretrained: {known}`, which is fetched"
+    )
+    yield (
+        f"coarse.{name}.pretrained: {path} {'is damaged' if path.exists() else 'is not there'}. "
+        f"{cure}; or set `init: random` to train from scratch."
+    )
+
+
+def _unusable_weights(config: StudyConfig, name: str) -> Iterator[str]:
+    row = config.refiners[name]
+    if row.weights is not None and not to_be_fetched(row.weights):
+        try:
+            load_refiner(row.family, row.weights, "cpu", **row.options)
+        except UltraRefinerError as error:
+            yield f"refiners.{name}.weights: {error}"

@@ -1,0 +1,273 @@
+"""A study: the configuration checked against the registries, and the methods it asks for.
+
+This is what the Snakefile works from. It imports no model code, so that planning stays fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ultrarefiner.config import RefinerConfig, StudyConfig, WindowRecipe, load_config
+from ultrarefiner.datasets import DATASETS
+from ultrarefiner.datasets.parts import Part
+from ultrarefiner.errors import ConfigError
+from ultrarefiner.io import json_sha256
+from ultrarefiner.models.weights import WEIGHTS, planned_file, registered, weights_name
+from ultrarefiner.refine import REFINERS, parse_options
+from ultrarefiner.study import methods as table
+from ultrarefiner.study.checks import problems
+from ultrarefiner.study.methods import Method, Shelved
+
+
+@dataclass(frozen=True)
+class View:
+    """What a refiner sees of an image; prompt modes that see the same share embeddings.
+
+    Attributes:
+        name: `full`, or `crop-{expand}-{min_size}-{aspect}` with what else its windows depend on.
+        window: What the windows are cut by; None for the full image.
+        oracle: Whether they are cut around the truth, not around the coarse mask.
+    """
+
+    name: str
+    window: WindowRecipe | None = None
+    oracle: bool = False
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked configuration with its methods.
+
+    Attributes:
+        config: The configuration.
+        methods: By name, as they are applied to the dataset that their models trained on.
+    """
+
+    config: StudyConfig
+    methods: dict[str, Method]
+
+    @cached_property
+    def shelf(self) -> list[Shelved]:
+        """Every folder of masks that is scored."""
+        return list(table.shelved(self.config, list(self.methods.values())))
+
+    @cached_property
+    def applied(self) -> dict[str, Method]:
+        """The methods by name, also as they are applied with models of other training sets."""
+        return {one.method.name: one.method for one in self.shelf}
+
+    @cached_property
+    def trainsets(self) -> dict[str, list[str]]:
+        """The datasets of each training set; a dataset alone is one too."""
+        return table.trainsets(self.config)
+
+    @property
+    def tested_unseen(self) -> list[str]:
+        """The datasets that models of other datasets are tested on."""
+        return sorted({one.dataset for one in self.shelf if one.part.evaluation == "unseen"})
+
+    @property
+    def coarse(self) -> list[str]:
+        """The coarse models."""
+        return list(dict.fromkeys(self.config.compare.coarse))
+
+    def official_test(self, dataset: str) -> bool:
+        """Return whether a dataset's own test part is its hold-out."""
+        return table.official_test(self.config, dataset)
+
+    def calibrated(self, dataset: str, coarse: str) -> list[Part]:
+        """Return the parts on which a coarse model's probabilities are compared with the truth."""
+        return table.calibrated(self.shelf, dataset, coarse)
+
+    def pictured(self, dataset: str) -> list[Shelved]:
+        """Return the folders of masks that the gallery of a dataset shows."""
+        return table.pictured(self.shelf, dataset)
+
+    def scored_on(self, one: Shelved) -> dict[str, Any]:
+        """Return what the score table says of a folder of masks beside its scores."""
+        return {
+            "trained_on": one.method.trainset(one.dataset),
+            "prompt_source": one.method.source,
+            "oracle": one.method.oracle,
+            "selection": self.selection,
+            "seen": self.seen(one.method, one.dataset),
+        }
+
+    def seen(self, method: Method, dataset: str) -> str:
+        """Return whether the weights of a method's refiner were trained on a dataset.
+
+        "unknown": nobody says what weights of the user's own were trained on, or the dataset may
+        be any.
+        """
+        row = self.config.refiners.get(method.refiner or "")
+        if row is None or row.weights is None:
+            return "no"
+        known = registered(row.weights)
+        layouts = row.seen if known is None else WEIGHTS[known].seen
+        if layouts is None:
+            return "unknown"
+        layout = self.layout(dataset)
+        if layouts and not DATASETS[layout].counts:
+            return "unknown"
+        return "yes" if layout in layouts else "no"
+
+    @cached_property
+    def oracle_pairs(self) -> list[dict[str, str]]:
+        """The refined methods that have an oracle: prompted alike, but from the truth."""
+        prompts = self.config.prompts
+        plain = {name: row.model_dump(exclude={"source"}) for name, row in prompts.items()}
+        mine = [method for method in self.applied.values() if method.refiner]
+        return [
+            {"method": one.name, "oracle_method": other.name}
+            for one in mine
+            for other in mine
+            if other.oracle
+            and not one.oracle
+            and (one.refiner, one.at) == (other.refiner, other.at)
+            and plain[one.prompt] == plain[other.prompt]
+        ]
+
+    @property
+    def reference(self) -> str:
+        """The coarse model that gives the prompts and that methods are compared with."""
+        return self.config.compare.coarse[0]
+
+    @property
+    def folds(self) -> list[int]:
+        """The folds to run."""
+        return self.config.splits.run_folds
+
+    @property
+    def selection(self) -> str:
+        """What the models are selected on, in the words of the score table."""
+        return "validation" if self.config.splits.protocol == "nested" else "reported fold"
+
+    def layout(self, dataset: str) -> str:
+        """Return the folder layout of a dataset."""
+        return self.config.datasets[dataset].layout or dataset
+
+    def embeddings_of(self, refiner: str) -> str | None:
+        """Return the name under which a refiner's embeddings are shelved; None: it has none.
+
+        The weights' name; the family follows where a file of the user's own is not plain SAM's, and
+        digits where an option that changes embeddings is not the default.
+        """
+        row = self.config.refiners[refiner]
+        if not REFINERS[row.family].shelves_embeddings or row.weights is None:
+            return None
+        options = _embedding_options(row)
+        # One file may be read as two families, and their frames differ.
+        suffix = "" if registered(row.weights) or row.family == "sam" else f"_{row.family}"
+        suffix += f"_{json_sha256(options)[:8]}" if options else ""
+        return weights_name(row.weights) + suffix
+
+    def view_of(self, prompt: str) -> View:
+        """Return what a refiner sees of an image in a prompt mode."""
+        row = self.config.prompts[prompt]
+        recipe = row.window
+        if recipe is None:
+            return View("full")
+        crop = recipe.crop
+        aspect = "free" if crop.aspect is None else f"{crop.aspect:.10g}"
+        name = f"crop-{crop.expand:.10g}-{crop.min_size}-{aspect}"
+        if recipe.reach:
+            name += f"-reach{recipe.reach:.10g}"
+        return View(name + "-oracle" * row.oracle, recipe, row.oracle)
+
+    @property
+    def views(self) -> dict[str, View]:
+        """The views that images are encoded in, by name."""
+        shelving = [name for name in self.config.compare.refine if self.embeddings_of(name)]
+        prompts = {p: None for name in shelving for p in self.config.compare.refine[name]}
+        views = {view.name: view for view in map(self.view_of, prompts)}
+        if self.config.points and set(shelving) & set(self.config.points.refiners):
+            views[self.full_view.name] = self.full_view
+        return views
+
+    @property
+    def full_view(self) -> View:
+        """The view of whole images."""
+        return View("full")
+
+    def weights_file(self, refiner: str) -> str | None:
+        """Return the path of a refiner's weights, there or still to be fetched.
+
+        None: it has none, or a file of the user's own is not there.
+        """
+        return planned_file(self.config.refiners[refiner].weights)
+
+    def pretrained_file(self, coarse: str) -> str | None:
+        """Return the path of a coarse model's starting weights; as ``weights_file``."""
+        row = self.config.coarse[coarse]
+        return None if row.init == "random" else planned_file(row.pretrained)
+
+    def blocked_result(self) -> Path | None:
+        """Return a file that stands where a folder of the results has to be."""
+        run = Path("results") / self.config.run
+        folders = [run.parent, run, run / "report", *(run / name for name in self.config.datasets)]
+        return next((path for path in folders if path.exists() and not path.is_dir()), None)
+
+    @property
+    def embedders(self) -> dict[str, str]:
+        """The refiner that makes the embeddings of each weights name.
+
+        Where rows share embeddings they differ in nothing that an embedding depends on.
+        """
+        made = {self.embeddings_of(name): name for name in self.config.compare.refine}
+        return {weights: name for weights, name in made.items() if weights is not None}
+
+    def embedder_options(self, name: str) -> dict[str, Any]:
+        """Return the options with which embeddings are made."""
+        sharing = [self.config.refiners[refiner] for refiner in self._sharing(name)]
+        compiled = any(row.options.get("compile") for row in sharing)
+        return _embedding_options(sharing[0]) | ({"compile": True} if compiled else {})
+
+    def embeds_full_images(self, name: str) -> bool:
+        """Return whether full images are encoded under a weights name, beside any crops."""
+        prompts = (
+            p for refiner in self._sharing(name) for p in self.config.compare.refine[refiner]
+        )
+        points = set(self.config.points.refiners if self.config.points else [])
+        return bool(points & set(self._sharing(name))) or any(
+            self.view_of(prompt).window is None for prompt in prompts
+        )
+
+    def _sharing(self, name: str) -> list[str]:
+        return [row for row in self.config.compare.refine if self.embeddings_of(row) == name]
+
+    def refiner_options(self, refiner: str) -> dict[str, Any]:
+        """Return a refiner's own keys, presets resolved, without those that say the default."""
+        row = self.config.refiners[refiner]
+        default = REFINERS[row.family].options().model_dump(mode="json")
+        given = parse_options(row.family, row.options).model_dump(mode="json")
+        return {key: value for key, value in sorted(given.items()) if value != default[key]}
+
+
+def _embedding_options(row: RefinerConfig) -> dict[str, Any]:
+    """Return the options that change an embedding, presets resolved, where they are no defaults."""
+    family = REFINERS[row.family]
+    options, default = parse_options(row.family, row.options), family.options()
+    names = sorted(family.embedding_options)
+    return {
+        name: value for name in names if (value := getattr(options, name)) != getattr(default, name)
+    }
+
+
+def load_study(values: Mapping[str, Any]) -> Study:
+    """Check a configuration against the registries and list its methods.
+
+    Args:
+        values: The YAML file as nested dicts.
+
+    Raises:
+        ConfigError: An unknown key or name, a bad value, or a combination that cannot work; the
+            message lists them all.
+    """
+    config = load_config(values)
+    if found := problems(config):
+        raise ConfigError("\n  - ".join(["the configuration has errors:", *found]))
+    return Study(config, {method.name: method for method in table.base_methods(config)})

@@ -1,0 +1,140 @@
+"""Ensembles of the folds' models, made of the pictures that each of them wrote. No torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ultrarefiner import images
+from ultrarefiner.datasets.parts import read_part
+from ultrarefiner.errors import SplitError, UltraRefinerError
+from ultrarefiner.io import atomic_directory
+from ultrarefiner.training.cards import check_leak, read_card, read_threshold
+
+log = logging.getLogger(__name__)
+
+THRESHOLD = 0.5
+_LEVELS = 255
+
+
+def mean_mask(total: np.ndarray, members: int, threshold: float) -> np.ndarray:
+    """Return where the mean of rounded probabilities is at least a threshold.
+
+    Args:
+        total: int (H, W), sum over the members of probability x 255.
+        members: How many they are.
+        threshold: In (0, 1).
+
+    Returns:
+        bool (H, W).
+    """
+    # Computed, 0.64 x 255 x 5 is 816.0000000000001; the least step of a total is 1.
+    return total >= threshold * _LEVELS * members - 5e-7
+
+
+def ensemble_masks(
+    members: Sequence[str | Path],
+    member_masks: Sequence[str | Path],
+    cards: Sequence[str | Path],
+    thresholds: Sequence[str | Path],
+    splits: str | Path,
+    cases: str,
+    mean: str | Path,
+    tuned: str | Path,
+    probabilities: str | Path,
+    vote: str | Path,
+) -> None:
+    """Write two ensembles of the folds' models for cases of no fold: mean probability and vote.
+
+    Probabilities are read as 8-bit pictures: each is off by at most 0.5 / 255, so is their mean
+    (0.002), and a pixel may differ from a mean of unrounded ones only where that lies so near to
+    the threshold. One case is in memory at a time.
+
+    Args:
+        members: Folder of probabilities of each fold's model, {case}.png.
+        member_masks: Folder of masks at 0.5 of each, in the same order as all of the following.
+        cards: Card of each.
+        thresholds: ``threshold.json`` of each.
+        splits: Table that ``read_part`` takes: ``splits.csv`` or ``unseen.csv``.
+        cases: ``holdout`` or ``unseen``.
+        mean: Folder to write, masks: mean probability of at least 0.5.
+        tuned: Folder to write, masks: mean probability of at least the mean of the thresholds.
+        probabilities: Folder to write, mean probability x 255, rounded once more.
+        vote: Folder to write, masks: pixels in the masks of more than half of the members.
+
+    Raises:
+        LeakError: A member was trained, or selected, on one of the cases.
+        SplitError: There are no such cases.
+        UltraRefinerError: The members are not folds of one model, a picture is absent or damaged,
+            or two pictures of a case differ in size.
+    """
+    facts = [read_card(path) for path in cards]
+    _check_members(facts)
+    wanted = read_part(splits, f"{cases}-mean")
+    for card in facts:
+        # No protocol lets a model be selected on cases outside the folds.
+        check_leak(card, wanted, allow_selected=False)
+    _check_complete([*members, *member_masks], wanted)
+    own = float(np.mean([read_threshold(path) for path in thresholds]))
+    with ExitStack() as stack:
+        folders = {
+            name: stack.enter_context(atomic_directory(path))
+            for name, path in (
+                ("mean", mean), ("tuned", tuned), ("soft", probabilities), ("vote", vote)
+            )
+        }  # fmt: skip
+        for case in wanted:
+            name = f"{case}.png"
+            total, votes = _sums(members, member_masks, name)
+            count = len(members)
+            images.write_mask(folders["mean"] / name, mean_mask(total, count, THRESHOLD))
+            images.write_mask(folders["tuned"] / name, mean_mask(total, count, own))
+            images.write_probability(folders["soft"] / name, total / (_LEVELS * count))
+            images.write_mask(folders["vote"] / name, 2 * votes > count)
+    log.info("%d members, %d cases, threshold %.3f: %s", len(members), len(wanted), own, mean)
+
+
+def _check_members(cards: Sequence[dict[str, Any]]) -> None:
+    models = sorted({f"{card['dataset']}/{card['name']}" for card in cards})
+    folds = [card["fold"] for card in cards]
+    if len(models) != 1 or len(set(folds)) < len(folds):
+        raise SplitError(
+            "an ensemble is made of the folds of one model, each once; these are "
+            f"{', '.join(models)}, folds {', '.join(map(str, folds))}. Give the models of one "
+            "training set's folds."
+        )
+
+
+def _check_complete(folders: Sequence[str | Path], cases: Sequence[str]) -> None:
+    paths = [Path(folder) / f"{case}.png" for folder in folders for case in cases]
+    absent = [str(path) for path in paths if not path.is_file()]
+    if absent:
+        rest = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
+        raise UltraRefinerError(
+            f"{len(absent)} pictures of the ensemble's members are not there: "
+            f"{', '.join(absent[:10])}{rest}. Delete their folders and run again."
+        )
+
+
+def _sums(
+    members: Sequence[str | Path], member_masks: Sequence[str | Path], name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return int32 (H, W) sums over the members: of probability x 255, and of masks."""
+    soft = [Path(folder) / name for folder in members]
+    hard = [Path(folder) / name for folder in member_masks]
+    total = votes = np.zeros(images.read_gray(soft[0]).shape, np.int32)
+    for path, mask_path in zip(soft, hard, strict=True):
+        level, mask = images.read_gray(path), images.read_mask(mask_path)
+        for found, where in ((level, path), (mask, mask_path)):
+            if found.shape != total.shape:
+                raise UltraRefinerError(
+                    f"{where} has {found.shape[0]} x {found.shape[1]} pixels and {soft[0]} has "
+                    f"{total.shape[0]} x {total.shape[1]}. Delete both folders and run again."
+                )
+        total, votes = total + level, votes + mask
+    return total, votes

@@ -1,0 +1,258 @@
+"""Coarse models applied: to the cases of any part, and to the validation cases for a threshold."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from ultrarefiner import images
+from ultrarefiner.datasets.parts import parse_part, read_part
+from ultrarefiner.datasets.splits import read_split
+from ultrarefiner.io import atomic_directory, write_json
+from ultrarefiner.runtime import choose_device
+from ultrarefiner.training.cards import check_fold, check_leak, read_threshold
+from ultrarefiner.training.checkpoint import load_model
+from ultrarefiner.training.data import CoarseData, Prepared, PreparedCases, as_input
+
+log = logging.getLogger(__name__)
+
+THRESHOLD = 0.5
+GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
+"""Thresholds to choose from: 0.05, 0.10, ... 0.95."""
+
+_FLIPS = ((), (3,), (2,), (2, 3))
+"""Dimensions of (B, C, H, W) turned round: none, left-right, up-down, both."""
+
+
+def mask_of(probability: np.ndarray, threshold: float) -> np.ndarray:
+    """Return bool (H, W): probability (float32) of at least the threshold, rounded to float32."""
+    return probability >= np.float32(threshold)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A coarse model's answer for one case.
+
+    Attributes:
+        index: Place of the case in its ``CoarseData``.
+        logits: float32 (K, h, w), at the model's size, on the model's device; of the image as it
+            is, also where the probability is a mean over flips.
+        probability: float32 (H, W), of the lesion, at original size.
+    """
+
+    index: int
+    logits: torch.Tensor
+    probability: np.ndarray
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Bool (H, W): probability of at least one half."""
+        return mask_of(self.probability, THRESHOLD)
+
+
+def enlarge(probability: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resample probabilities bilinearly to an image's size; threshold only afterwards.
+
+    Args:
+        probability: float32 (h, w), at the model's size.
+        height: Original height in pixels.
+        width: Original width in pixels.
+
+    Returns:
+        float32 (height, width).
+    """
+    return cv2.resize(probability, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _probabilities(
+    model: nn.Module, batch: torch.Tensor, flips: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits (B, K, h, w) and probabilities of the lesion (B, h, w) of (B, 3, h, w)."""
+    logits = model(batch).float()
+    probability = logits.softmax(1)[:, 1:2]
+    if flips:
+        for dims in _FLIPS[1:]:
+            flipped = model(batch.flip(dims)).float().softmax(1)[:, 1:2]
+            probability = probability + flipped.flip(dims)
+        probability = probability / len(_FLIPS)
+    return logits, probability[:, 0]
+
+
+def predict(
+    model: nn.Module,
+    data: CoarseData,
+    batch_size: int,
+    check: Callable[[], None] = lambda: None,
+    flips: bool = False,
+) -> Iterator[Prediction]:
+    """Apply a coarse model; validation and prediction both go through here, in float32.
+
+    Args:
+        model: The model, on its device; put in eval mode.
+        data: The cases.
+        batch_size: Images in a forward pass.
+        check: Called before each pass.
+        flips: Give the mean of the probabilities of the image and its three flips.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    for start in range(0, len(data), batch_size):
+        check()
+        batch = torch.from_numpy(data.images[start : start + batch_size]).to(device)
+        with torch.inference_mode():
+            logits, soft = _probabilities(model, as_input(batch), flips)
+            probabilities = soft.cpu().numpy()
+        for offset, probability in enumerate(probabilities):
+            shape = data.truths[start + offset].shape
+            yield Prediction(start + offset, logits[offset], enlarge(probability, *shape))
+
+
+def _predict_cases(
+    net: nn.Module, card: dict[str, Any], prepared: Prepared, cases: list[str], flips: bool
+) -> Iterator[tuple[str, Prediction, np.ndarray]]:
+    """Give case id, prediction and truth of each case, with one batch in memory at a time."""
+    source, size = PreparedCases(prepared), card["config"]["batch_size"]
+    for start in range(0, len(cases), size):
+        batch = cases[start : start + size]
+        data = CoarseData.read(source, batch, card["architecture"]["image_size"])
+        for one in predict(net, data, size, flips=flips):
+            yield data.cases[one.index], one, data.truths[one.index]
+
+
+def predict_coarse(
+    model: str | Path,
+    card: str | Path,
+    threshold: str | Path,
+    prepared: Prepared,
+    splits: str | Path,
+    part: str,
+    protocol: str,
+    flips: bool,
+    masks: str | Path,
+    tuned: str | Path,
+    probabilities: str | Path,
+    device: str = "auto",
+) -> None:
+    """Write masks and probabilities of the cases of a part, at original size.
+
+    Args:
+        model: Weights that ``train_coarse`` wrote.
+        card: Their card.
+        threshold: What ``choose_threshold`` wrote for them.
+        prepared: Folder of the prepared cases of the dataset that the part is of.
+        splits: Table that ``read_part`` takes: ``splits.csv`` or ``unseen.csv`` of that dataset.
+        part: ``fold0``, ``holdout-fold0`` or ``unseen-fold0``: the cases, and the fold of the model.
+        protocol: ``nested`` or ``seed``; only ``seed`` allows a model selected on the test cases
+            of its fold, and none is ever selected on cases outside the folds.
+        flips: Take the mean of the probabilities of the image and its three flips.
+        masks: Folder to write, {case}.png of 0 and 255: probability of at least 0.5.
+        tuned: Folder to write, the same at the model's own threshold.
+        probabilities: Folder to write, {case}.png of probability x 255.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+    Raises:
+        LeakError: The model has seen cases of the part.
+        SplitError: The part is not in the table, or is not one of the model's fold.
+        WeightsError: The model is absent, damaged, or another's.
+    """
+    net, facts = load_model(model, card)
+    wanted = parse_part(part)
+    check_fold(facts, wanted.fold)
+    cases = read_part(splits, part)
+    in_fold = wanted.evaluation == "folds"
+    check_leak(facts, cases, allow_selected=protocol == "seed" and in_fold)
+    own = read_threshold(threshold)
+    net.to(choose_device(device))
+    with ExitStack() as stack:
+        folders = [
+            stack.enter_context(atomic_directory(path)) for path in (masks, tuned, probabilities)
+        ]
+        for case, one, _ in _predict_cases(net, facts, prepared, cases, flips):
+            name = f"{case}.png"
+            # Masks come of the float probability, not of its rounded picture.
+            images.write_mask(folders[0] / name, one.mask)
+            images.write_mask(folders[1] / name, mask_of(one.probability, own))
+            images.write_probability(folders[2] / name, one.probability)
+    log.info("%s on %s: %d masks in %s", facts["name"], part, len(cases), masks)
+
+
+def _dice_curve(probability: np.ndarray, truth: np.ndarray) -> list[float]:
+    """Return the Dice of a case with a lesion at each threshold of the grid."""
+    lesion = int(truth.sum())
+    dice = []
+    for threshold in GRID:
+        mask = mask_of(probability, threshold)
+        both = int((mask & truth).sum())
+        dice.append(2 * both / (int(mask.sum()) + lesion))
+    return dice
+
+
+def choose_threshold(
+    model: str | Path,
+    card: str | Path,
+    prepared: Prepared,
+    splits: str | Path,
+    fold: int,
+    flips: bool,
+    output: str | Path,
+    device: str = "auto",
+) -> None:
+    """Write the threshold of the highest mean Dice over a fold's validation cases.
+
+    Compared at original size, over the cases with a lesion; of equal thresholds the one nearest to
+    0.5 is taken, then the lower. Without a lesion in the validation cases it is 0.5. Under the
+    protocol ``seed`` the validation cases are the test cases, and ``selection`` says so.
+
+    Args:
+        model: Weights that ``train_coarse`` wrote.
+        card: Their card.
+        prepared: Folder ``{dataset}/prepared``, or those of all datasets of the trainset.
+        splits: ``splits.csv`` of the trainset.
+        fold: Outer fold.
+        flips: Whether predictions are means over flips, as ``predict_coarse`` will make them.
+        output: JSON to write: ``threshold``, ``dice`` (the mean at it), ``dice_at_half``,
+            ``cases`` (with a lesion), ``selection``, ``curve`` (pairs of threshold and mean Dice).
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+    Raises:
+        LeakError: The model was trained on validation cases, which would say nothing.
+        SplitError: The fold is not in the table, or the model is another fold's.
+        WeightsError: The model is absent, damaged, or another's.
+    """
+    net, facts = load_model(model, card)
+    check_fold(facts, fold)
+    cases = read_split(splits, fold)["validation"]
+    check_leak(facts, cases, allow_selected=True)
+    net.to(choose_device(device))
+    curves = [
+        _dice_curve(one.probability, truth)
+        for _, one, truth in _predict_cases(net, facts, prepared, cases, flips)
+        if truth.any()
+    ]
+    means = [float(mean) for mean in np.mean(curves, axis=0)] if curves else []
+    if means:
+        best = min(zip(GRID, means, strict=True), key=lambda at: (-at[1], abs(at[0] - 0.5), at[0]))
+    else:
+        best = (THRESHOLD, None)
+        log.warning("fold %d validates on no case with a lesion; the threshold stays 0.5", fold)
+    write_json(
+        output,
+        {
+            "threshold": best[0],
+            "dice": best[1],
+            "dice_at_half": means[GRID.index(THRESHOLD)] if means else None,
+            "cases": len(curves),
+            "selection": facts["selection"],
+            "curve": [list(point) for point in zip(GRID, means, strict=True)] if means else [],
+        },
+    )
+    log.info("%s fold %d: threshold %.2f", facts["name"], fold, best[0])
