@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -106,7 +107,7 @@ def full_index(wildcards):
     part = parse_part(wildcards.part)
     base = f"results/{wildcards.run}/{wildcards.dataset}/embeddings/{wildcards.weights}/full"
     if wildcards.view != "full":
-        if not STUDY.embeds_full_images(wildcards.weights):
+        if not STUDY.embeds_full_images(wildcards.weights, part.evaluation):
             return []
         return ancient(f"{base}/{part.cases}.csv")
     if part.evaluation != "unseen":
@@ -370,8 +371,9 @@ def history_entries(wildcards):
 
 
 def curation_input(wildcards):
-    """Return a dataset's curation file, if it has one."""
-    return CFG.datasets[wildcards.dataset].curation or []
+    """Return a dataset's curation file, if it has one; `require_files` tells of an absent one."""
+    path = CFG.datasets[wildcards.dataset].curation
+    return path if path and Path(path).is_file() else []
 
 
 def each_dataset(pattern):

@@ -79,13 +79,15 @@ rule find_overlaps:
     benchmark:
         "results/{run}/benchmarks/find_overlaps/all.tsv"
     priority: 15
+    resources:
+        # No params: it decides what is refused, not what is written, and must not rerun the unions.
+        tested=" ".join(STUDY.tested_unseen) or "none",
     params:
         datasets=list(CFG.datasets),
         acknowledged={
             name: row.shares_images_with for name, row in CFG.datasets.items()
         },
         trained=[name for name, row in CFG.datasets.items() if row.role == "train"],
-        tested=STUDY.tested_unseen,
     message:
         "Look for images that datasets share"
     script:

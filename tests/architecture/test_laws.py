@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SRC = ROOT / "src" / "ultrarefiner"
@@ -168,6 +169,13 @@ def test_the_profile_link_is_a_link():
     link = ROOT / "slurm"
     assert link.is_symlink()
     assert (link / "config.yaml").is_file()
+
+
+def test_on_a_cluster_every_rule_that_asks_for_a_gpu_goes_where_gpus_are():
+    wanted = {name for name, text in rule_blocks().items() if re.search(r"^ +gpu=", text, re.M)}
+    assert {"train_coarse", "refine_masks"} <= wanted
+    own = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())["set-resources"]
+    assert {name for name, row in own.items() if row.get("slurm_partition") == "gpu"} == wanted
 
 
 def test_nothing_names_a_machine_or_a_registry_host():

@@ -70,6 +70,9 @@ def write_study(folder):
             point_rows(dataset, refiner, cases, fold, miss, seen),
         )
         for dataset, cases, miss in (("busi", 12, (3,)), ("stu", 9, ()))
-        for refiner, seen in (("sam", "no"), ("ultrasam", "yes" if dataset == "busi" else "no"))
+        for refiner, seen in (
+            ("sam", "no"),
+            ("ultrasam", "yes" if dataset == "busi" else "unknown"),
+        )
         for fold in (0, 1)
     ]

@@ -179,7 +179,13 @@ def test_slices_of_one_column_are_refused(archive):
 
 def test_options_out_of_range_are_refused(archive):
     archive.add(1)
-    for wrong in ({"axis": 3}, {"neighbors": -1}, {"percentiles": [99, 1]}, {"neighbours": 1}):
+    for wrong in (
+        {"axis": 3},
+        {"neighbors": -1},
+        {"percentiles": [99, 1]},
+        {"spacing": [1, 0, 1]},
+        {"neighbours": 1},
+    ):
         with pytest.raises(ConfigError, match=rf"options of layout abus: .*{next(iter(wrong))}"):
             archive.cases(**wrong)
 
@@ -190,6 +196,19 @@ def test_a_header_without_spacing_is_said(archive):
     assert listing.problems == []
     assert any("1 volumes tell no spacing: DATA_001.nrrd" in line for line in listing.warnings)
     assert load_case(listing.cases[0]).spacing is None
+
+
+def test_a_stated_spacing_stands_where_headers_have_none(archive):
+    archive.add(1, spacing=None)
+    archive.add(2)
+    listing = archive.cases(spacing=(0.3, 0.1, 0.9))
+    assert listing.problems == [] and not any(
+        "tell no spacing" in line for line in listing.warnings
+    )
+    spacings = [load_case(case).spacing for case in listing.cases]
+    assert spacings == [(0.1, 0.3), pytest.approx((SPACING[1], SPACING[0]))]
+    # Now the axis can be checked.
+    assert "runs along axis 0 and not along axis 2" in archive.problems(spacing=(0.9, 0.1, 0.3))
 
 
 def test_an_empty_mask_is_an_image_without_a_lesion(archive):

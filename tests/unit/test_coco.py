@@ -72,6 +72,16 @@ def folder(tmp_path):
     return Folder(tmp_path / "mine")
 
 
+def test_byte_order_marks_and_sizes_with_a_point_are_nothing(folder):
+    number = folder.image("a.png", height=float(HEIGHT), width=float(WIDTH))
+    folder.annotate(number, [box(10, 5, 30, 20)])
+    folder.save()
+    table = folder.root / "annotations.json"
+    table.write_text(table.read_text(), encoding="utf-8-sig")
+    (case,) = find_cases("coco", folder.root)
+    assert np.array_equal(read_case(case)[1] > 0, pixels((10, 5, 30, 20)))
+
+
 @pytest.mark.parametrize("form", ["polygon", "compressed", "runs"])
 @pytest.mark.parametrize("boxes", [[(5, 6, 30, 20)], [(0, 0, 9, 9), (40, 30, 60, 40)]])
 def test_all_forms_of_a_mask_give_its_pixels(folder, form, boxes):

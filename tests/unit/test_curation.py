@@ -55,6 +55,21 @@ relabel:
 """
 
 
+def test_what_is_excluded_needs_no_mask(root, write, tmp_path):
+    for number in (2, 3):
+        (root / "benign" / f"benign ({number})_mask.png").unlink()
+    curation = write("exclude: [{case: benign (2), reason: no mask}]")
+    (line,) = examine_dataset("busi", root, curation=curation).errors
+    assert "benign (3).png: its mask" in line
+    with pytest.raises(DatasetError, match="1 to mend"):
+        prepare(root, tmp_path / "out", curation)
+    curation = write(
+        "exclude: [{case: benign (2), reason: no mask}, {case: benign (3), reason: x}]"
+    )
+    assert examine_dataset("busi", root, curation=curation).errors == []
+    assert len(prepare(root, tmp_path / "out", curation)) == 3
+
+
 def test_decisions_come_through_to_the_prepared_dataset(root, write, tmp_path):
     before = prepare(root, tmp_path / "whole", None)
     after = prepare(root, tmp_path / "curated", write(GOOD))

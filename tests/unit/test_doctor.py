@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from ultrarefiner.datasets.doctor import check_dataset, examine_dataset
-from ultrarefiner.datasets.layouts import DATASETS
+from ultrarefiner.datasets.findings import count_cases, count_warnings
+from ultrarefiner.datasets.layouts import DATASETS, list_cases
 from ultrarefiner.datasets.phantom import write_phantom
 from ultrarefiner.errors import ConfigError, DatasetError
 
@@ -247,6 +248,18 @@ def test_the_official_division_and_options_come_through(tmp_path):
     assert more["counts"]["images"] > facts["counts"]["images"]
     with pytest.raises(ConfigError, match="takes no options"):
         examine_dataset("stu", tmp_path / "a", options={"neighbors": 1})
+
+
+def test_neighbouring_slices_are_not_counted_as_further_volumes(tmp_path):
+    write_phantom("abus", tmp_path / "a", cases=6, size=64, seed=0, odd_cases=False)
+    few, many = (list_cases("abus", tmp_path / "a", None, {"neighbors": n}) for n in (0, 1))
+    assert len(many.cases) > len(few.cases)
+    counts = count_cases(few, len(few.cases))
+    published = {name: counts[name] for name in ("images", "benign", "malignant")}
+    for listing in (few, many):
+        here = count_cases(listing, len(listing.cases))
+        assert count_warnings(listing, here, published) == []
+        assert "1 images expected, 6 found" in count_warnings(listing, here, {"images": 1})[0]
 
 
 @pytest.mark.parametrize(

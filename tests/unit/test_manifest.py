@@ -285,6 +285,34 @@ def test_a_missing_table_and_wrong_options_are_refused(folder):
             folder.listing(**wrong)
 
 
+def test_a_decimal_comma_is_not_taken_for_two_numbers(folder):
+    folder.picture("a.png")
+    folder.mask("m.png")
+    for cell in ("1,5", "0,08"):
+        folder.lines = ["image;mask;spacing", f"a.png;m.png;{cell}"]
+        assert f"'{cell}': write a decimal point" in folder.problems()
+    folder.lines = ["image;mask;spacing", "a.png;m.png;0.2,0.3"]
+    assert folder.listing().cases[0].spacing == (0.2, 0.3)
+
+
+def test_empty_columns_at_the_end_of_a_sheet_are_nothing(folder):
+    folder.picture("a.png")
+    folder.mask("m.png")
+    folder.lines = ["image,mask,patient,,", "a.png,m.png,P1,,", "", ",,,,"]
+    listing = folder.listing()
+    assert listing.problems == [] and [case.patient for case in listing.cases] == ["P1"]
+    folder.lines = ["image,mask,,", "a.png,m.png,P1,"]
+    with pytest.raises(DatasetError, match="line 2 has more values than the 2 columns"):
+        folder.listing()
+
+
+@pytest.mark.parametrize("cell", [".", "./", "..", "../a.png"])
+def test_a_folder_is_no_image(folder, cell):
+    folder.row(cell, folder.mask("m.png"))
+    folder.row(folder.picture("a.png"), "m.png")
+    assert folder.listing().problems and "line 2: image" in folder.problems()
+
+
 def test_columns_that_are_not_used_and_missing_patients_are_said(folder):
     folder.picture("a.png")
     folder.mask("m.png")

@@ -10,7 +10,7 @@ from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.evaluation.subgroups import size_of
 from ultrarefiner.images import read_rgb
 from ultrarefiner.io import read_json, write_json
-from ultrarefiner.report.failures import failed_cases, outcome_of
+from ultrarefiner.report.failures import describe_failure, failed_cases, outcome_of
 from ultrarefiner.report.overlays import describe_prompt, draw_overlays, rank_cases
 from ultrarefiner.report.panels import (
     BOX_COLOUR,
@@ -173,8 +173,8 @@ def test_index_lists_ranked_cases_with_captions(study, gallery):
         assert told in item["caption"] and item["case"] in item["caption"]
         who = "ensemble mean" if item["dataset"] == "stu" else f"fold {item['fold']}"
         assert who in item["caption"]
-        # SAM's weights saw busi; of stu it is not known.
-        assert ("not zero-shot" in item["caption"]) == (item["dataset"] == "busi")
+        # SAM's weights saw busi, so it does not lead there; of stu it is not known.
+        assert item["dataset"] != "busi" or item["method"] == "grabcut-mask"
         assert ("not known" in item["caption"]) == (item["dataset"] == "stu")
     worst = next(p for p in pictures if p["dataset"] == "busi" and p["rank"] == "worst")
     assert worst["dice"] == 0.0
@@ -247,7 +247,7 @@ def test_failures_are_the_worst_cases_and_every_miss(study, gallery):
         assert [item["case"] for item in mine] == list(rows["case"][:3])
         assert mine[0]["outcome"] == "missed" and mine[1]["outcome"] == ""
         for item, (_, row) in zip(mine, rows.iterrows(), strict=False):
-            assert item["scores"]["sam-both"]["dice"] == row["dice"]
+            assert item["scores"][method.partition("@")[0]]["dice"] == row["dice"]
             assert item["scores"]["sam-oracle_box"]["oracle"] is True
             assert item["size"] == size_of(item["area_share"])
             assert (gallery / item["file"]).is_file()
@@ -266,6 +266,16 @@ def test_misses_and_false_alarms_are_shown_beyond_the_count():
     assert [outcome_of(row) for row in failed_cases(rows, 1)] == ["missed"] * 2 + ["false alarm"]
     assert [row["case"] for row in failed_cases(rows, 3)] == ["a", "b", "e", "c"]
     assert list(failed_cases(rows, 0)) == []
+
+
+def test_a_false_alarm_has_no_dice():
+    row = {"dataset": "busi", "case": "a", "label": "normal", "method": "sam", "member": "single"}
+    row |= {"fold": 0, "dice": 0.0, "hd95_px": 160.0, "empty_truth": True, "area_share": 0.0}
+    row |= {"empty_prediction": False, "overlay": "none", "border": "no", "oracle": False}
+    rows = pd.DataFrame([row | {"seen": "no"}])
+    told = describe_failure(rows.iloc[0], rows, "transunet")
+    assert (told["outcome"], told["caption"]) == ("false alarm", "a · normal · (sam) · false alarm")
+    assert told["scores"]["sam"]["dice"] is None and told["scores"]["sam"]["hd95"] is None
 
 
 def test_a_failure_shows_truth_coarse_and_refined_outlines(study, gallery):

@@ -198,6 +198,20 @@ def test_folders_that_are_not_there_are_named(tmp_path):
     assert "holds no image" in problems(tmp_path)[0]
 
 
+def test_two_masks_of_one_name_are_a_problem_unless_they_are_numbered(tmp_path):
+    pair(tmp_path, "a")
+    mask(tmp_path, "masks/a.bmp", left=20)
+    (line,) = problems(tmp_path)
+    assert "has 2 masks of its name (a.bmp, a.png)" in line
+
+
+def test_a_name_too_long_for_the_files_of_a_study_is_a_problem(tmp_path):
+    pair(tmp_path, "a")
+    pair(tmp_path, f"{'x' * 120}/{'y' * 90}", seed=1)
+    (line,) = problems(tmp_path)
+    assert "its case id would have 218 characters" in line
+
+
 def test_two_images_of_one_name_are_a_problem(tmp_path):
     pair(tmp_path, "a")
     image(tmp_path, "images/a.jpg", 1)

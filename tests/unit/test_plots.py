@@ -61,7 +61,7 @@ def test_draws_every_figure_of_every_dataset(figures):
     expected |= {f"scatter_{name}{at}.svg" for name in both for at in ("", "@all")}
     expected |= {f"scatter_stu@{at}.svg" for at in (*both, "all")}
     expected |= {f"points_{kind}_{name}.svg" for kind in ("curve", "distance") for name in both}
-    expected |= {f"cross_{name}.svg" for name in ("transunet", "sam-both")}
+    expected |= {f"cross_{name}.svg" for name in ("transunet", "sam-both", "grabcut-mask")}
     assert {path.name for path in figures.iterdir()} == expected
 
 
@@ -179,6 +179,15 @@ def test_the_lead_never_goes_to_an_oracle(study):
     assert leading_method(rows, "transunet") == means.drop(oracles).idxmax()
     coarse = rows[rows["method"].str.startswith("transunet@")]
     assert leading_method(coarse, "transunet") == "transunet@all"
+
+
+def test_weights_that_saw_the_dataset_lead_only_where_all_did(study):
+    rows = main_rows(read_scores(study["scores"], "transunet"), "busi")
+    rows = rows[rows["method"].map(lambda name: "@" not in name)]
+    means = rows[rows["kind"].eq("refined")].groupby("method")["dice"].mean()
+    assert means.idxmax() == "sam-both" and set(means.index) == {"sam-both", "grabcut-mask"}
+    assert leading_method(rows, "transunet") == "grabcut-mask"
+    assert leading_method(rows[rows["method"].ne("grabcut-mask")], "transunet") == "sam-both"
 
 
 def test_ensemble_mean_or_the_first_model_stands_for_a_method(study):

@@ -51,8 +51,10 @@ def test_the_curve_shows_the_numbers_and_marks_the_oracle(study):
             assert (f"coarse point: {number}" if line["source"] == "coarse" else number) in shown
         assert [text for text in shown if "oracle – upper bound" in text]
         assert "sam" in shown
-        assert ("ultrasam †" if dataset == "busi" else "ultrasam") in shown
+        assert ("ultrasam †" if dataset == "busi" else "ultrasam ‡") in shown
         assert ("† trained on this dataset" in shown) is (dataset == "busi")
+        unknown = "‡ not known whether trained on this dataset"
+        assert (unknown in shown) is (dataset == "stu")
 
 
 def test_the_scatter_has_every_case_and_counts_the_misses(study):

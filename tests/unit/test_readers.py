@@ -127,3 +127,15 @@ def test_a_tiff_of_several_images_is_refused_instead_of_taking_the_first(tmp_pat
     pages[0].save(tmp_path / "stack.tiff", save_all=True, append_images=pages[1:])
     with pytest.raises(DatasetError, match=r"stack\.tiff: holds 3 images; save each"):
         read_rgb(tmp_path / "stack.tiff")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_photo_that_viewers_turn_is_refused(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(GRAY).save(tmp_path / "a.jpg", exif=exif)
+    if orientation == 1:
+        assert decode_image(tmp_path / "a.jpg").pixels.shape == GRAY.shape
+    else:
+        with pytest.raises(DatasetError, match=f"orientation {orientation}.*save it upright"):
+            decode_image(tmp_path / "a.jpg")

@@ -207,6 +207,34 @@ def test_marks_of_seen_weights_are_in_page_csv_and_latex(report_study, page):
     assert "†" in overview["sam-both"]["busi"][1] and "†" not in overview["sam-both"]["busbra"][1]
 
 
+def test_the_best_of_a_column_is_bold_in_the_joint_ones_too(page, book):
+    for column in ("busi", "pooled", "macro"):
+        place = book.overview.columns.index(column)
+        bold = [row.head for row in book.overview.rows if row.cells[place].best]
+        # SAM's weights saw busi, which is one of the joint datasets.
+        assert len(bold) == 1 and bold[0].startswith("grabcut-mask"), column
+        means = {row.head: row.cells[place].value for row in book.overview.plain}
+        assert max(means, key=means.get).startswith("sam-both"), column
+
+
+def test_captions_say_what_their_table_shows(report_study, page, book):
+    for table in book.tables:
+        assert "Click" not in to_latex(table) and "drawn" not in to_latex(table), table.name
+    assert "Click a heading to sort." in page.text
+    refined, coarse = (
+        next(pair[0] for pair in book.cross if pair[0].name == f"cross_{name}").caption
+        for name in ("sam-both", "transunet")
+    )
+    assert "single: the mean" in coarse and "the mean probability of all folds' models" in coarse
+    assert "single:" not in refined and "refined from the mean probability" in refined
+    # The figure explains the marks that it has.
+    assert page.text.count("‡ not known whether the weights were trained on this dataset.") > 3
+    figures = [text for text in page.captions if "Cross" in text and "refined from" in text]
+    assert [all(mark in text for mark in "†‡§") for text in figures] == [False, True]
+    figure = next(text for text in page.captions if "Cross" in text and "refined" not in text)
+    assert "§" in figure and "†" not in figure
+
+
 def with_normal_images(rng, count, shape):
     """Yield cases of which 2 and 5 have no lesion; the coarse model sees one in case 2."""
     for number, (label, image, truth, masks) in enumerate(make_cases(rng, count, shape)):

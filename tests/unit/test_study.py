@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.sam_fixture import write_tiny_sam
 from tests.workflow.study import TINY, changed
@@ -195,6 +196,13 @@ def test_a_folder_listing_sees_data_but_neither_times_nor_notes(tmp_path):
     assert len({first, second, folder_listing(str(tmp_path)), folder_listing(None)}) == 4
 
 
+@pytest.mark.parametrize("name", ["a.dcm", "a.dicom", "a.IMA", "IM_0001", "1.2.840.113619.2.1"])
+def test_a_folder_listing_sees_dicom_however_it_is_named(tmp_path, name):
+    empty = folder_listing(str(tmp_path))
+    (tmp_path / name).write_bytes(b"12")
+    assert folder_listing(str(tmp_path)) != empty
+
+
 def test_defaults_that_are_written_out_and_other_spellings_change_nothing():
     plain = load_study(changed(TINY))
     spelt = changed(TINY, refiners__tiny_sam__passes=1, prompts__box_loose__expand=0.2)
@@ -227,3 +235,12 @@ def test_another_file_in_the_place_of_weights_has_another_digest(tmp_path):
     digests = {own_weights(str(write_tiny_sam(pth, seed=seed, side=256))) for seed in (1, 2)}
     assert len(digests) == 2
     assert own_weights("sam_vit_b") is None is own_weights(None)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "demo.yaml", "public_datasets.yaml"])
+def test_a_configuration_with_its_defaults_written_out_is_the_same_study(name):
+    """The report prints it so, to be run again."""
+    values = yaml.safe_load((Path(__file__).parents[2] / "config" / name).read_text())
+    study = load_study(values)
+    dumped = yaml.safe_load(yaml.safe_dump(study.config.model_dump(mode="json")))
+    assert load_study(dumped).config == study.config

@@ -155,6 +155,7 @@ WRONG = [
     ({"points": {"refiners": ["grabcut"]}}, ("points.refiners", "grabcut")),
     ({"points": {"refiners": ["tiny"]}}, ("points.refiners", "Did you mean 'tiny_sam'")),
     ({"points": {"refiners": ["tiny_sam"], "sigmas": [5, 3]}}, ("points.sigmas", "ascending")),
+    ({"refiners__grabcut__seen": ["busi"]}, ("refiners.grabcut.seen", "remove the key")),
     ({"refiners__tiny_sam__seen": ["bsui"]}, ("refiners.tiny_sam.seen", "Did you mean 'busi'")),
     (
         {"refiners__tiny_sam": {"family": "sam", "weights": "sam_vit_b", "seen": []}},

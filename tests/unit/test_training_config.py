@@ -16,8 +16,8 @@ def test_the_recipe_of_a_study_of_before_is_as_it_was():
     "changes, key",
     [
         ({"flips": True}, "flips"),
-        ({"size_cap": 256}, "size_cap"),
-        ({"nesterov": True, "optimizer": "adamw"}, "nesterov"),
+        ({}, "size_cap"),
+        ({"optimizer": "adamw"}, "momentum"),
         ({"threads": 1}, "threads"),
     ],
 )
@@ -52,6 +52,8 @@ def test_keys_with_an_effect_are_part_of_the_recipe(changes):
         ({"size_cap": 32}, "greater than or equal to 64"),
         ({"width": 2}, "greater than or equal to 4"),
         ({"nesterov": True, "momentum": 0}, "nesterov: needs a momentum above 0"),
+        ({"nesterov": True, "optimizer": "adamw"}, "nesterov: has no effect on adamw"),
+        ({"size_cap": 256}, "size_cap: has no effect beside an image_size"),
     ],
 )
 def test_wrong_values_are_told_in_words(changes, words):

@@ -101,8 +101,12 @@ def test_crops_wait_for_full_images_only_where_there_are_some():
     used = {"b": ["crop"], "l": ["crop", "box_loose"]}
     study = changed(TINY, refiners=rows, prompts__crop=crop, compare__refine=used)
     some = load_study(study)
-    assert not some.embeds_full_images("sam_vit_b")
-    assert some.embeds_full_images("sam_vit_l")
+    assert not some.embeds_full_images("sam_vit_b", "folds")
+    assert some.embeds_full_images("sam_vit_l", "unseen")
+    some = load_study(changed(study, points={"refiners": ["b"]}))  # analysed in folds alone
+    assert some.embeds_full_images("sam_vit_b", "folds")
+    assert not some.embeds_full_images("sam_vit_b", "holdout")
+    assert not some.embeds_full_images("sam_vit_b", "unseen")
 
 
 def test_a_preset_names_the_same_shelf_as_its_keys():

@@ -48,6 +48,11 @@ def test_wrong_root(tmp_path):
     failing_run(tmp_path, "datasets.busi.root", "nowhere")
 
 
+def test_a_curation_file_that_is_not_there(tmp_path):
+    write_study(tmp_path, changed(PLAIN, datasets__busi__curation="nowhere.yaml"))
+    failing_run(tmp_path, "datasets.busi.curation", "no file nowhere.yaml", "remove the key")
+
+
 def test_a_folder_of_something_else(tmp_path):
     (tmp_path / "raw" / "holiday").mkdir(parents=True)
     (tmp_path / "raw" / "holiday" / "beach.png").write_bytes(b"x")
@@ -150,9 +155,12 @@ def test_weights_that_are_not_a_sam_checkpoint(tmp_path, kind, name):
     assert not (tmp_path / "results" / "tiny" / "busi").exists()
 
 
-@pytest.mark.parametrize("name", ["results", "results/tiny", "results/tiny/busi"])
+@pytest.mark.parametrize(
+    "name", ["results", "results/tiny", "results/tiny/busi", "results/tiny/both"]
+)
 def test_a_file_where_a_results_folder_should_be(tmp_path, name):
-    write_study(tmp_path, PLAIN)
+    both = {"busi": PLAIN["datasets"]["busi"], "stu": PLAIN["datasets"]["busi"]}
+    write_study(tmp_path, changed(PLAIN, datasets=both, trainsets={"both": list(both)}))
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("a file")
     assert f"{name} is a file" in run_snakemake(tmp_path, ok=False)

@@ -122,6 +122,17 @@ def test_a_union_leaves_the_models_of_its_members_alone(folder):
     assert jobs["join_splits"] == 1
 
 
+def test_a_cross_test_between_known_datasets_joins_no_union_again(tmp_path):
+    stu = {"phantom": {"cases": 14, "size": 64}}
+    study = changed(TINY, datasets__stu=stu, trainsets={"both": ["busi", "stu"]})
+    splits = ("results/tiny/both/splits.csv",)
+    write_tiny_sam(tmp_path / "tiny_sam.pth")
+    write_study(tmp_path, study)
+    run_snakemake(tmp_path, targets=splits)
+    write_study(tmp_path, changed(study, compare__cross=True))
+    assert planned(run_snakemake(tmp_path, "--dry-run", targets=splits)) == {}
+
+
 def test_flips_predict_anew_and_train_nothing(folder):
     jobs = plan(folder, changed(TINY, coarse__transunet__flips=True))
     assert "train_coarse" not in jobs

@@ -8,7 +8,7 @@ with job(snakemake):
         cases=dict(zip(snakemake.params.datasets, snakemake.input.cases, strict=True)),
         acknowledged=snakemake.params.acknowledged,
         trained=snakemake.params.trained,
-        tested=snakemake.params.tested,
+        tested=snakemake.resources.tested.split(),
         output=snakemake.output.overlaps,
         unseen=dict(zip(snakemake.params.datasets, snakemake.output.unseen, strict=True)),
     )

@@ -120,7 +120,7 @@ class CoarseConfig(Section):
         }
         if self.optimizer != "sgd":
             idle["momentum"] = True
-        if self.optimizer != "sgd" or not self.nesterov:
+        if not self.nesterov:
             idle["nesterov"] = True
         if self.image_size != "auto":
             idle["size_cap"] = True
@@ -136,6 +136,14 @@ class CoarseConfig(Section):
     def _keys_fit_each_other(self) -> CoarseConfig:
         if self.loss.ce + self.loss.dice == 0.0:
             raise ValueError("loss: ce and dice cannot both be 0")
-        if self.nesterov and self.optimizer == "sgd" and self.momentum == 0.0:
+        if self.nesterov and self.optimizer != "sgd":
+            raise ValueError(f"nesterov: has no effect on {self.optimizer}; remove it")
+        if self.nesterov and self.momentum == 0.0:
             raise ValueError("nesterov: needs a momentum above 0")
+        # Not by `model_fields_set`: a configuration with its defaults written out is the same one.
+        capped = self.size_cap != type(self).model_fields["size_cap"].default
+        if capped and self.image_size != "auto":
+            raise ValueError(
+                "size_cap: has no effect beside an image_size in pixels; remove one of them"
+            )
         return self

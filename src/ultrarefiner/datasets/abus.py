@@ -8,7 +8,7 @@ images as the probe takes them, columns across the skin, rows into the depth.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -67,9 +67,23 @@ class AbusOptions(Section):
     neighbors: int = Field(
         0, ge=0, le=50, description="Further slices on each side of the largest lesion area."
     )
+    spacing: tuple[float, float, float] | None = Field(
+        None,
+        description="mm from one value to the next along the axes 0, 1, 2, for volumes whose "
+        "header does not tell.",
+    )
     percentiles: tuple[float, float] = Field(
         (0.0, 100.0), description="Percentiles of a volume's values that become gray 0 and 255."
     )
+
+    @field_validator("spacing")
+    @classmethod
+    def _positive(
+        cls, value: tuple[float, float, float] | None
+    ) -> tuple[float, float, float] | None:
+        if value is not None and min(value) <= 0.0:
+            raise ValueError("must be three positive numbers")
+        return value
 
     @field_validator("percentiles")
     @classmethod
@@ -124,6 +138,7 @@ def list_abus(root: Path, options: AbusOptions) -> Listing:
                 (exam.mask,),
                 patient=exam.name,
                 label=exam.label,
+                spacing=_stated(headers[exam], options).pixel_spacing(options.axis),
                 split=exam.split,
                 part=name_slice(options.axis, index),
                 reader=reader,
@@ -228,7 +243,8 @@ def _check_headers(
             listing.problems += result.problems or [str(result)]
             continue
         header, mask = result
-        if problem := axis_problem(header, mask) or _wrong_axis(header, options):
+        stated = _stated(header, options)
+        if problem := axis_problem(header, mask) or _wrong_axis(stated, options):
             listing.problems.append(problem)
             continue
         found[exam] = header
@@ -240,16 +256,22 @@ def _check_headers(
             f"{shorten(resampled)}; that of the volume is used, check one of them by eye"
         )
     silent = [header.path.name for header in found.values() if header.spacing is None]
-    if silent:
+    if silent and options.spacing is None:
         listing.warnings.append(
             f"{len(silent)} volumes tell no spacing: {shorten(silent)}; whether axis "
-            f"{options.axis} is the one of the sweep cannot be checked, look at one prepared image"
+            f"{options.axis} is the one of the sweep cannot be checked, and distances in mm are not "
+            "known: set options.spacing, or look at one prepared image"
         )
     return _agreeing(listing, found)
 
 
 def _read_headers(exam: _Exam) -> tuple[VolumeHeader, VolumeHeader]:
     return read_header(exam.data), read_header(exam.mask)
+
+
+def _stated(header: VolumeHeader, options: AbusOptions) -> VolumeHeader:
+    """Return a header with the spacing of the options where it tells none itself."""
+    return replace(header, spacing=header.spacing or options.spacing)
 
 
 def _wrong_axis(header: VolumeHeader, options: AbusOptions) -> str | None:

@@ -168,7 +168,7 @@ def _files(root: Path, options: CocoOptions) -> list[tuple[str | None, Path, Pat
 
 def _load(table: Path) -> dict[str, list[dict[str, Any]]]:
     try:
-        content = json.loads(table.read_text(encoding="utf-8"))
+        content = json.loads(table.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DatasetError(f"{table}: is not JSON ({error}); export or unpack it again") from error
     lists = ("images", "annotations", "categories")
@@ -252,7 +252,12 @@ def _entry(
     listing: Listing, item: dict[str, Any], where: str, table: Path, folder: Path, split: str | None
 ) -> _Entry | None:
     name, height, width = item.get("file_name"), item.get("height"), item.get("width")
-    sizes = [value for value in (height, width) if isinstance(value, int) and value > 0]
+    # Some exports write whole numbers as 640.0.
+    sizes = [
+        int(value)
+        for value in (height, width)
+        if isinstance(value, int | float) and value > 0 and value == value // 1
+    ]
     if (
         not isinstance(name, str)
         or not name
@@ -272,7 +277,7 @@ def _entry(
             "options.images"
         )
     else:
-        return _Entry(where, name.replace("\\", "/"), path, table, height, width, split)
+        return _Entry(where, name.replace("\\", "/"), path, table, *sizes, split)
     return None
 
 

@@ -11,7 +11,14 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from ultrarefiner.config import Section, explain
-from ultrarefiner.datasets.base import NO_LESION, Case, shorten, slug
+from ultrarefiner.datasets.base import (
+    NO_LESION,
+    Case,
+    Listing,
+    missing_mask,
+    shorten,
+    slug,
+)
 from ultrarefiner.errors import ConfigError
 
 _CLASSES = {"benign", "malignant"}
@@ -131,6 +138,17 @@ def decide(path: str | Path | None, cases: Sequence[Case]) -> Decisions:
                 f"{path}: {case} is listed {len(keys)} times ({', '.join(keys)}); keep one decision"
             )
     return decisions
+
+
+def open_problems(listing: Listing, decisions: Decisions) -> list[str]:
+    """Return what remains to be mended: a case that is left out needs no mask."""
+    settled = tuple(
+        missing_mask(case.image, "").split(" is missing")[0]
+        for case in listing.cases
+        if case.id in decisions.excluded
+    )
+    lines = [line for line in listing.problems if not line.startswith(settled)]
+    return lines + decisions.problems
 
 
 def _unknown(name: str, cases: Mapping[str, Case]) -> str:

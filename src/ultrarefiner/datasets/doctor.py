@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ultrarefiner.datasets.base import Listing
-from ultrarefiner.datasets.curation import Decisions, decide
+from ultrarefiner.datasets.curation import Decisions, decide, open_problems
 from ultrarefiner.datasets.findings import (
     Finding,
     count_cases,
@@ -125,7 +125,7 @@ def examine_dataset(
     except DatasetError as error:
         return Examination(errors=[str(error)], facts={"title": row.title, **terms})
     decisions = decide(curation, listing.cases)
-    errors = [*listing.problems, *decisions.problems]
+    errors = open_problems(listing, decisions)
     readable: list[Finding] = []
     for case, result in zip(listing.cases, map_cases(examine_case, listing.cases), strict=True):
         if not isinstance(result, DatasetError):

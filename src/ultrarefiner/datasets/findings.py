@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -103,6 +103,10 @@ def count_warnings(
     listing: Listing, here: Mapping[str, int], published: Mapping[str, int]
 ) -> list[str]:
     """Return the warning that the numbers are not the published ones, or nothing."""
+    # Neighbouring slices are further cases of a volume, and volumes are what was published.
+    files = {case.image: case for case in listing.cases}
+    if len(files) < len(listing.cases):
+        here = count_cases(replace(listing, cases=list(files.values())), here["lesions"])
     differ = [
         f"{number} {_SAID.get(what, what)} expected, {here.get(what, 0)} found"
         for what, number in published.items()

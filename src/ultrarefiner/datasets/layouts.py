@@ -30,6 +30,8 @@ from ultrarefiner.errors import ConfigError, DatasetError
 from ultrarefiner.registry import Registry, resolve
 
 _logger = logging.getLogger(__name__)
+# File names may have 255 bytes; some are a case id and more.
+_LONGEST_ID = 200
 
 DATASETS: Registry[DatasetRow] = Registry(
     "dataset layout",
@@ -86,6 +88,11 @@ def list_cases(
         if not words:
             listing.problems.append(
                 f"{case.image}: the file name has no letter or digit to make a case id of; rename it"
+            )
+        elif len(case_id) > _LONGEST_ID:
+            listing.problems.append(
+                f"{case.image}: its case id would have {len(case_id)} characters, too many for file "
+                f"names (at most {_LONGEST_ID}); shorten the names of the file and its folders"
             )
         elif case_id in first:
             listing.problems.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -222,7 +223,7 @@ def _locate(cell: str, root: Path, home: Path) -> tuple[Path | None, str | None]
     if not cell:
         return None, "is empty; name a file"
     inside = os.path.relpath(home / cell.replace("\\", "/"), root)
-    if Path(inside).parts[0] == os.pardir:
+    if Path(inside).parts[:1] == (os.pardir,):
         # Changes of files elsewhere would go unnoticed: the workflow watches the root.
         return None, f"{cell} is not in {root}; set the dataset's root to a folder that holds all"
     path = root / inside
@@ -240,6 +241,9 @@ def _spacing(cells: Mapping[str, str]) -> tuple[float, float] | None:
     pair = [cells.get("spacing_y_mm", ""), cells.get("spacing_x_mm", "")]
     if not text and not any(pair):
         return None
+    if re.fullmatch(r"[0-9]+,[0-9]+", text):
+        # 1,5 is one number in half of the world, and two in the other.
+        raise ValueError(f"spacing '{text}': write a decimal point, or a blank between two numbers")
     values = text.replace(",", " ").split() if text else pair
     try:
         numbers = [float(value) for value in values]

@@ -112,6 +112,11 @@ def pair_folders(
         if not own and needs_mask(name):
             folder = masks / path.parent.relative_to(images)
             listing.problems.append(missing_mask(path, str(folder / f"{rule.of(path.stem)}.png")))
+        elif len(own) > 1 and not rule.numbered:
+            listing.problems.append(
+                f"{path}: has {len(own)} masks of its name ({', '.join(m.name for m in own)}); "
+                "move those away that are not meant"
+            )
         pairs.append(Pair(name, path, own))
     return pairs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner.datasets.base import Case, slug
-from ultrarefiner.datasets.curation import Decisions, decide
+from ultrarefiner.datasets.curation import Decisions, decide, open_problems
 from ultrarefiner.datasets.duplicates import (
-    cluster_duplicates,
     count_look_alikes,
     perceptual_hash,
     pixel_sha256,
+    similar_pairs,
 )
 from ultrarefiner.datasets.groups import join
 from ultrarefiner.datasets.layouts import list_cases, unexpected_files, unusable
@@ -71,8 +72,8 @@ def prepare_dataset(
         include_empty: Keep images without a lesion.
         cases: CSV to write, one row a case; columns `loader.COLUMNS`. `image` and `mask` are
             relative to `root`, several masks joined by ";". `sha256` is of the decoded pixels.
-            `group` joins what must not be parted: images of one patient, equal pixels, and
-            near-duplicates where the patient is not known. Sizes in `note` are height x width.
+            `group` joins what must not be parted: images of one patient or one file, equal pixels,
+            and near-duplicates where the patient of one is not known. Sizes in `note` are height x width.
             `look_alikes` counts other cases of equal pixels or alike appearance, known patient or
             not. `appearance` is the perceptual hash in 16 hex digits.
         published_folds: CSV to write: `case, folds, fold` (fold from 0); only a header where the
@@ -94,7 +95,7 @@ def prepare_dataset(
     decisions = decide(curation, listing.cases)
     for line in [*listing.warnings, *unexpected_files(layout, listing)]:
         _logger.warning("%s", line)
-    problems = [*listing.problems, *decisions.problems]
+    problems = open_problems(listing, decisions)
     wanted = [case for case in listing.cases if case.id not in decisions.excluded]
     done: list[_Prepared] = []
     with (
@@ -218,28 +219,32 @@ def _row(
 def _group(name: str, items: list[_Prepared]) -> dict[str, str]:
     """Return the group of each case id: what must never be parted by a split.
 
-    Groups are the connected components of "same patient", "same pixels" and, among cases whose
-    patient is not known, "near-duplicate".
+    Groups are the connected components of "same patient", "same pixels", "same file" (slices of a
+    volume, frames of a loop) and "near-duplicate" where one of the two has no known patient.
     """
-    unknown = [item for item in items if item.case.patient is None]
-    near = cluster_duplicates(
-        [item.case.id for item in unknown],
-        [item.sha256 for item in unknown],
-        [item.appearance for item in unknown],
-    )
     links: list[tuple[str, Hashable]] = []
     for item in items:
         case = item.case
-        links.append((case.id, ("pixels", item.sha256)))
-        same = ("patient", case.patient) if case.patient else ("near", near[case.id])
-        links.append((case.id, same))
+        links += [(case.id, ("pixels", item.sha256)), (case.id, ("file", case.image))]
+        if case.patient:
+            links.append((case.id, ("patient", case.patient)))
+    pairs = similar_pairs([item.sha256 for item in items], [item.appearance for item in items])
+    for number, (i, j, _) in enumerate(pairs):
+        one, other = items[i].case, items[j].case
+        if not (one.patient and other.patient):
+            links += [(one.id, ("alike", number)), (other.id, ("alike", number))]
     first = join(links)
     patients: dict[str, str] = {}
     for item in items:
         if item.case.patient:
             group = first[item.case.id]
             patients[group] = min(patients.get(group, item.case.patient), item.case.patient)
+    words = {group: slug(patient) for group, patient in patients.items()}
+    named = {group: f"{name}__patient_{text}" for group, text in words.items() if text}
+    # Patients without a Latin letter or digit, and those who differ in signs only, must not become
+    # one group by their names: theirs is called like its first case.
+    used = Counter([*named.values(), *set(first.values())])
     return {
-        case: f"{name}__patient_{slug(patients[group])}" if group in patients else group
+        case: named[group] if group in named and used[named[group]] == 1 else group
         for case, group in first.items()
     }

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ultrarefiner.datasets.base import NO_LESION, Case, RawImage, RawMask
 from ultrarefiner.datasets.mask_values import THRESHOLD, mask_problem
@@ -89,6 +89,13 @@ def decode_image(path: Path) -> RawImage:
             if file.format == "TIFF" and getattr(file, "n_frames", 1) > 1:
                 raise DatasetError(
                     f"{path}: holds {file.n_frames} images; save each as a file of its own"
+                )
+            turned = file.getexif().get(ExifTags.Base.Orientation, 1)
+            if turned != 1:
+                # A viewer shows it turned and a reader does not: its mask may belong to either.
+                raise DatasetError(
+                    f"{path}: is stored turned or mirrored (EXIF orientation {turned}); save it "
+                    "upright, and see that its mask fits"
                 )
             file.load()
             if not file.mode.startswith("I"):

@@ -13,7 +13,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
     """Read a CSV whose first line names the columns.
 
     Column names are compared in lower case without blanks around them, values lose the blanks
-    around them, empty lines are left out. A table separated by semicolons is read too.
+    around them, empty lines and empty columns at the end are left out. A table separated by semicolons is read too.
 
     Args:
         path: The file, UTF-8 with or without a byte order mark.
@@ -29,11 +29,9 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
         with open(path, newline="", encoding="utf-8-sig") as handle:
             first = handle.readline()
             separator = ";" if first.count(";") > first.count(",") else ","
-            heads = [
-                head.strip().lower() for head in next(csv.reader([first], delimiter=separator), [])
-            ]
+            heads = _cells(next(csv.reader([first.lower()], delimiter=separator), []))
             reader = csv.reader(handle, delimiter=separator)
-            lines = [(reader.line_num + 1, [cell.strip() for cell in row]) for row in reader]
+            lines = [(reader.line_num + 1, _cells(row)) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(
             f"{path}: cannot be read as a CSV table in UTF-8 ({error}); save it again"
@@ -55,3 +53,11 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
         for line, row in lines
         if any(row)
     ]
+
+
+def _cells(row: list[str]) -> list[str]:
+    """Return the values of a row without those that are empty at its end: a sheet leaves some."""
+    cells = [cell.strip() for cell in row]
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells

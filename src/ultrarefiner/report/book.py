@@ -219,7 +219,9 @@ def make_book(data: Data) -> Book:
     }
     for name, mine in methods.items():
         for method in mine:
-            if numbers[name].get(method.name, "dice") is None:
+            # A dataset without any lesion has its specificity alone.
+            found = [numbers[name].get(method.name, key) for key in ("dice", "specificity")]
+            if not any(found):
                 raise UltraRefinerError(
                     f"{data.source} has no Dice of {method.name} on {name}, although it was "
                     "scored; run summarise_scores again."

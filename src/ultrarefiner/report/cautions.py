@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from ultrarefiner.report.tables import EVALUATIONS, JOINT, MARKS
+from ultrarefiner.report.results import Numbers
+from ultrarefiner.report.tables import EVALUATIONS, JOINT, MARKS, with_lesion
 
 # Below so many groups a bootstrap over groups is known to give too narrow intervals.
 FEW_GROUPS = 20
@@ -70,7 +71,7 @@ def _unequal(scores: pd.DataFrame) -> list[Caution]:
     lines = []
     for (dataset, evaluation), rows in scores.groupby(["dataset", "evaluation"]):
         everything = set(rows["case"])
-        where = dataset if evaluation == "folds" else f"{dataset} ({EVALUATIONS[evaluation]})"
+        where = _where(dataset, evaluation)
         for method, mine in rows.groupby("method"):
             if absent := sorted(everything - set(mine["case"])):
                 lines.append(f"{where}: {method} lacks {len(absent)}, first {absent[0]}")
@@ -108,7 +109,8 @@ def _overlaps(overlaps: pd.DataFrame) -> list[Caution]:
     lines = [
         f"{one} and {other}: "
         + ", ".join(
-            f"{len(found)} {'equal' if kind == 'equal' else 'look-alike'} pairs of images"
+            f"{len(found)} {'equal' if kind == 'equal' else 'look-alike'} "
+            f"pair{'' if len(found) == 1 else 's'} of images"
             for kind, found in sorted(kinds.items(), key=lambda item: item[0] != "equal")
         )
         for (one, other), kinds in sorted(pairs.items())
@@ -227,8 +229,12 @@ def _folds(scores: pd.DataFrame, provenance: Mapping[str, Any]) -> list[Caution]
 
 
 def _groups(scores: pd.DataFrame) -> list[Caution]:
-    counts = scores.groupby("dataset")["group"].nunique()
-    few = [f"{name}: {count}" for name, count in counts.items() if count < FEW_GROUPS]
+    counts = with_lesion(scores).groupby(["dataset", "evaluation"])["group"].nunique()
+    few = [
+        f"{_where(dataset, evaluation)}: {count}"
+        for (dataset, evaluation), count in counts.items()
+        if count < FEW_GROUPS
+    ]
     if not few:
         return []
     return [
@@ -240,45 +246,43 @@ def _groups(scores: pd.DataFrame) -> list[Caution]:
 
 
 def _misses(summary: pd.DataFrame) -> list[Caution]:
-    rows = summary[
-        summary["metric"].eq("dice")
-        & summary["subgroup"].eq("all")
-        & summary["fold"].astype(str).eq("all")
-        & summary["member"].isin(["single", "mean"])
-        & ~summary["dataset"].isin(list(JOINT))
-    ].sort_values(["dataset", "evaluation", "method"])
-    missed = rows[rows["misses"].gt(0)]
-    found = rows[rows["false_positives"].gt(0)]
+    missed, found = [], []
+    for (dataset, evaluation), rows in summary.groupby(["dataset", "evaluation"]):
+        if dataset in JOINT:
+            continue
+        where = _where(dataset, evaluation)
+        # Who stands for a method; the comparisons are not looked at.
+        numbers = Numbers(rows, rows.iloc[:0], dataset, evaluation)
+        for method in sorted(set(rows["method"])):
+            row = numbers.get(method, "dice") or numbers.get(method, "specificity")
+            if row and row["misses"]:
+                missed.append(f"{where}: {method} missed {row['misses']:g} of {row['n']:g}")
+            if row and row["false_positives"]:
+                count = f"{row['false_positives']:g}"
+                plural = "" if count == "1" else "s"
+                found.append(f"{where}: {method} in {count} image{plural}")
     cautions = []
-    if len(missed):
+    if missed:
         cautions.append(
             Caution(
                 "Some lesions were missed altogether (empty mask). A miss counts with Dice 0 and "
                 "the image diagonal as HD95; none is left out of a mean.",
-                [
-                    f"{_where(row)}: {row.method} missed {row.misses:g} of {row.n:g}"
-                    for row in missed.itertuples()
-                ],
+                missed,
             )
         )
-    if len(found):
+    if found:
         cautions.append(
             Caution(
                 "Some images without a lesion were given one (false alarms). They lower the "
                 "specificity; Dice is of images with a lesion only.",
-                [
-                    f"{_where(row)}: {row.method} in {row.false_positives:g} image(s)"
-                    for row in found.itertuples()
-                ],
+                found,
             )
         )
     return cautions
 
 
-def _where(row: Any) -> str:
-    if row.evaluation == "folds":
-        return str(row.dataset)
-    return f"{row.dataset} ({EVALUATIONS[row.evaluation]})"
+def _where(dataset: str, evaluation: str) -> str:
+    return dataset if evaluation == "folds" else f"{dataset} ({EVALUATIONS[evaluation]})"
 
 
 def _doctor(checks: Sequence[Mapping[str, Any]]) -> list[Caution]:

@@ -12,6 +12,7 @@ from ultrarefiner.report.results import NONE, Cell, Numbers, Row, Table, fixed, 
 from ultrarefiner.report.tables import MARKS, Method, list_methods
 
 _OVERLAP = "§"
+_OWN, _ALL = "own folds", "all folds' models"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Pair:
         single: Mean Dice over the single models, ± their standard deviation, where they differ.
         vote: Mean Dice of the majority vote.
         seen: Whether the weights saw the dataset.
+        by: Who predicted, in words.
     """
 
     trained_on: str
@@ -37,6 +39,7 @@ class Pair:
     single: Cell
     vote: Cell
     seen: str
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,23 @@ def _pair(row: object, found: Numbers, marks: str) -> Pair:
             spread = fixed(float(means.std(ddof=1)))
             single = Cell(fixed(means.mean()), float(means.mean()), spread=spread)
         vote = mean_cell(found.get(row.method, "dice", who=("vote", "all")))
-    return Pair(row.trained_on, row.dataset, own, marks, cell, single, vote, row.seen)
+    by = _OWN if own else _ALL if found.ensembles else f"model of fold {found.main[1]}"
+    return Pair(row.trained_on, row.dataset, own, marks, cell, single, vote, row.seen, by)
+
+
+def explain(matrix: Matrix) -> str:
+    """Return who predicted the cells that are not of the training set's own folds."""
+    tested = [pair for pair in matrix.pairs.values() if not pair.own]
+    where = "on a dataset that none of them was trained on"
+    if any(pair.by != _ALL for pair in tested):
+        text = "a single model, on a dataset that it was not trained on"
+    elif matrix.kind == "refined":
+        text = f"refined from the mean probability of all folds' coarse models, {where}"
+    else:
+        text = f"the mean probability of all folds' models, {where}"
+    if any(math.isfinite(pair.single.value) for pair in tested):
+        text += "; single: the mean ± standard deviation over these models, each alone"
+    return text
 
 
 def matrix_table(matrix: Matrix) -> Table:
@@ -157,7 +176,7 @@ def matrix_table(matrix: Matrix) -> Table:
             if pair is None:
                 cells.append(NONE)
                 continue
-            note = "own folds" if pair.own else _words(pair.single)
+            note = _OWN if pair.own else _words(pair.single)
             cells.append(
                 Cell(
                     pair.cell.text,
@@ -171,8 +190,7 @@ def matrix_table(matrix: Matrix) -> Table:
         table.rows.append(Row(name, cells))
     table.caption = (
         "Mean Dice with 95 % confidence interval. Own folds: cross-validation within the training "
-        "set. The others: the mean probability of all folds' models on a dataset that none of them "
-        "was trained on; single: the mean and standard deviation over these models, each alone."
+        f"set. The others: {explain(matrix)}."
     )
     return table
 
@@ -200,7 +218,7 @@ def member_table(matrix: Matrix) -> Table:
             shown = Cell(pair.cell.text, pair.cell.value, low=pair.cell.low, high=pair.cell.high)
             cells = [
                 Cell(dataset),
-                Cell("own folds" if pair.own else "all folds' models"),
+                Cell(pair.by),
                 Cell(pair.cell.count or "–", count),
                 shown,
                 pair.vote,

@@ -65,8 +65,9 @@ def describe_failure(row: pd.Series, rows: pd.DataFrame, coarse: str) -> dict[st
     scores = {
         str(other["method"]).removesuffix(at): {
             "method": str(other["method"]),
-            "dice": float(other["dice"]),
-            "hd95": float(other["hd95_px"]),
+            # An image without a lesion has no Dice: it is left empty, or it is a false alarm.
+            "dice": None if other["empty_truth"] else float(other["dice"]),
+            "hd95": None if other["empty_truth"] else float(other["hd95_px"]),
             "outcome": outcome_of(other),
             "oracle": bool(other["oracle"]),
             "seen": str(other["seen"]),
@@ -76,7 +77,8 @@ def describe_failure(row: pd.Series, rows: pd.DataFrame, coarse: str) -> dict[st
     empty = bool(row["empty_truth"])
     outcome = outcome_of(row)
     words = [str(row["case"]), *([str(row["label"])] if row["label"] else [])]
-    words += [f"Dice {fixed(row['dice'])} ({row['method']})", *([outcome] if outcome else [])]
+    dice = "" if empty else f"Dice {fixed(row['dice'])} "
+    words += [f"{dice}({row['method']})", *([outcome] if outcome else [])]
     return {
         "dataset": str(row["dataset"]),
         "case": str(row["case"]),

@@ -57,7 +57,8 @@ def find(data: Data) -> list[Finding]:
 
     The method named is the refined one, never an oracle, with the highest mean Dice among those
     that start from the models of one training set: the dataset's own or, where no model was
-    trained on it, the first by name.
+    trained on it, the first by name. One whose weights were trained on the dataset is named only
+    where there is no other.
     """
     return [_find_on(data, name) for name in data.datasets]
 
@@ -79,10 +80,15 @@ def _find_on(data: Data, name: str) -> Finding:
         & compared["method"].map(at_of).eq(at)
     ]
     if len(compared):
-        order = compared.sort_values(["mean_method", "method"], ascending=[False, True])
-        return _finding(name, evaluation, order.iloc[0], len(compared))
+        fresh = compared[compared["seen"].ne("yes")]
+        chosen = fresh if len(fresh) else compared
+        order = chosen.sort_values(["mean_method", "method"], ascending=[False, True])
+        return _finding(name, evaluation, order.iloc[0], len(chosen), len(compared))
     mine = with_lesion(rows[rows["method"].eq(reference)])
     mean = fixed(mine["dice"].mean())
+    if mine.empty:
+        sentence = f"No image of {name} has a lesion, so there is no Dice: see the specificity."
+        return Finding(name, evaluation, "none", mean, "", reference, reference, "", sentence)
     sentence = (
         f"{reference} reaches a mean Dice of {mean} on {name} ({len(mine)} cases); no refined "
         "method without oracle prompts was compared with it."
@@ -90,7 +96,7 @@ def _find_on(data: Data, name: str) -> Finding:
     return Finding(name, evaluation, "none", mean, "", reference, reference, "", sentence)
 
 
-def _finding(name: str, evaluation: str, row: pd.Series, tried: int) -> Finding:
+def _finding(name: str, evaluation: str, row: pd.Series, tried: int, known: int) -> Finding:
     low, high = float(row["ci_low"]), float(row["ci_high"])
     p, tested = quoted_p(row)
     excludes = low > 0.0 or high < 0.0
@@ -127,7 +133,12 @@ def _finding(name: str, evaluation: str, row: pd.Series, tried: int) -> Finding:
     if row["seen"] in MARKS:
         sentence += f" {FOOTNOTES[MARKS[row['seen']]]}"
     if tried > 1:
-        sentence += f" It is the best of {tried} refined methods on these same cases."
+        sentence += (
+            f" It is the best of {tried} refined methods that start from {row['reference']}, on "
+            "these same cases."
+        )
+    if tried < known:
+        sentence += " Weights that were trained on this dataset (†) were left out of the choice."
     return Finding(
         name,
         evaluation,

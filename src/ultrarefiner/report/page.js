@@ -90,7 +90,7 @@ if (gallery) {
   });
   const value = {
     dice: card => card.shown ? card.shown.dice : null,
-    hd95: card => card.shown ? -card.shown.hd95 : null,
+    hd95: card => card.shown && card.shown.hd95 !== null ? -card.shown.hd95 : null,
     delta: card => card.delta,
     small: card => Number(card.item.dataset.area) || null,
     large: card => -Number(card.item.dataset.area),
@@ -100,7 +100,8 @@ if (gallery) {
   function show(card, method) {
     card.shown = card.scores[method || card.leading] || null;
     const {item, shown, coarse} = card;
-    card.delta = shown && coarse ? shown.dice - coarse.dice : null;
+    // An image without a lesion has no Dice.
+    card.delta = shown && coarse && shown.dice !== null ? shown.dice - coarse.dice : null;
     const write = (name, text) => { item.querySelector(name).textContent = text; };
     write(".dice", digits(shown ? shown.dice : NaN, 3));
     write(".hd95", digits(shown ? shown.hd95 : NaN, 1));
@@ -129,7 +130,7 @@ if (gallery) {
       card.item.hidden = !fits(card, wanted);
       shown += !card.item.hidden;
     }
-    count.textContent = shown === cards.length ? `${shown} cases` : `${shown} of ${cards.length} cases`;
+    count.textContent = shown === cards.length ? `${shown} case${shown === 1 ? "" : "s"}` : `${shown} of ${cards.length} cases`;
   }
 
   form.hidden = false;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -199,12 +200,13 @@ def _failures(failed: list[dict[str, Any]]) -> dict[str, Any]:
     for item in failed:
         shown = item["scores"][str(item["method"]).removesuffix(at_of(item["method"]))]
         coarse = item["scores"].get(str(item["reference"]).removesuffix(at_of(item["reference"])))
-        difference = shown["dice"] - coarse["dice"] if coarse else float("nan")
+        dice, hd95 = (math.nan if shown[key] is None else shown[key] for key in ("dice", "hd95"))
+        difference = dice - coarse["dice"] if coarse and shown["dice"] is not None else math.nan
         cards.append(
             {
                 **item,
-                "dice": fixed(shown["dice"]),
-                "hd95": fixed(shown["hd95"], 1),
+                "dice": fixed(dice),
+                "hd95": fixed(hd95, 1),
                 "difference": signed(difference),
                 "mark": MARKS.get(shown["seen"], ""),
                 "area": fixed(100.0 * item["area_share"], 1),

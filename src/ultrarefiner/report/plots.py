@@ -125,7 +125,8 @@ def draw_boxes(rows: pd.DataFrame, methods: list[Method]) -> Figure:
             axes.axhline(first - 0.5, color=QUIET, linewidth=0.8, linestyle=(0, (2, 3)))
     axes.set_yticks(range(len(methods)), [method.label for method in methods])
     axes.set_ylim(len(methods) - 0.4, -0.6)
-    low = float(rows["dice"].min())
+    # Where no image has a lesion there is nothing to draw.
+    low = float(rows["dice"].min()) if len(rows) else 0.0
     axes.set_xlim(max(-0.02, math.floor(low * 10.0) / 10.0 - 0.02), 1.01)
     axes.set_xlabel("Dice (dot: case, diamond: mean, line: median, box: quartiles)")
     axes.grid(axis="y", visible=False)
@@ -252,6 +253,8 @@ def _best_row(table: pd.DataFrame) -> int | None:
 
 def describe_boxes(rows: pd.DataFrame, methods: list[Method]) -> str:
     """Return a box plot in words, for readers who cannot see it."""
+    if not methods:
+        return "No image has a lesion, so there is no Dice to draw."
     means = [
         f"{method.label} mean {fixed(rows.loc[rows['method'].eq(method.name), 'dice'].mean())}"
         for method in methods

@@ -18,15 +18,16 @@ from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.evaluation.points import read_point_summary, read_points
 from ultrarefiner.io import atomic_path
 from ultrarefiner.report.plots import COLOURS, INK, MANY_POINTS, PAPER, QUIET, STYLE
-from ultrarefiner.report.tables import fixed
+from ultrarefiner.report.tables import MARKS, fixed
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
-SEEN = " †"
-"""Mark of a refiner whose weights were trained on the dataset."""
-
+_MARKED = {
+    MARKS["yes"]: "trained on this dataset",
+    MARKS["unknown"]: "not known whether trained on this dataset",
+}
 # Okabe and Ito's palette again: the three fates of a coarse point, each with a shape of its own.
 _FATES = {
     "inside": ("#0072b2", "o", "inside the lesion"),
@@ -239,7 +240,7 @@ def _curve(lines: list[Row], refiner: str) -> list[Row]:
 
 
 def _label(line: Row) -> str:
-    return line["refiner"] + (SEEN if line["seen"] == "yes" else "")
+    return f"{line['refiner']} {MARKS.get(line['seen'], '')}".strip()
 
 
 def _fate(row: Row) -> str:
@@ -297,8 +298,9 @@ def _finish(figure: Figure, grid: np.ndarray, count: int) -> None:
     for axes in grid.flat:
         handles, labels = axes.get_legend_handles_labels()
         named = dict(zip(labels, handles, strict=True)) | named
-    if any(SEEN in axes.get_title(loc="left") for axes in grid.flat):
-        named[f"{SEEN.strip()} trained on this dataset"] = Line2D([], [], linestyle="none")
+    for mark, words in _MARKED.items():
+        if any(axes.get_title(loc="left").endswith(mark) for axes in grid.flat):
+            named[f"{mark} {words}"] = Line2D([], [], linestyle="none")
     figure.legend(
         list(named.values()),
         list(named),

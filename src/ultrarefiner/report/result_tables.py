@@ -64,27 +64,31 @@ def leading_table(
     reach = numbers.reach()
     for method in methods:
         dice = numbers.get(method.name, "dice")
-        if dice is None:
+        # Where no image has a lesion there is the specificity alone.
+        counts = dice or numbers.get(method.name, _SPECIFICITY)
+        if counts is None:
             continue
-        cells = [count_cell(dice["n"])]
+        cells = [count_cell(dice["n"] if dice else 0)]
         for metric in shown:
             row = numbers.get(method.name, metric)
-            leads = not method.oracle and mean_of(row) == best[metric]
+            leads = method.may_lead and mean_of(row) == best[metric]
             cells.append(mean_cell(row, _DIGITS.get(metric, 3), leads, spread=metric == "dice"))
-        cells.append(count_cell(dice["misses"]))
+        cells.append(count_cell(counts["misses"]))
         if counted:
             row = numbers.get(method.name, _SPECIFICITY)
-            cells += [count_cell(dice["false_positives"]), mean_cell(row, count=True)]
+            cells += [count_cell(counts["false_positives"]), mean_cell(row, count=True)]
         if compared:
             row = numbers.difference(method.name)
             cells += difference_cells(row, reach, method.base == reference)
         table.rows.append(method_row(method, cells, reference))
     table.caption = _explain(numbers, reference, name.removeprefix("leading_"), compared, counted)
+    bars = "Δ Dice is drawn as a bar with its interval; the dashed line is zero. "
+    table.on_page = f"{bars if compared else ''}Click a heading to sort."
     return table
 
 
 def _best(numbers: Numbers, methods: list[Method], metric: str) -> float:
-    means = [mean_of(numbers.get(m.name, metric)) for m in methods if not m.oracle]
+    means = [mean_of(numbers.get(m.name, metric)) for m in methods if m.may_lead]
     known = [mean for mean in means if math.isfinite(mean)]
     choose = max if METRICS[metric].better == "higher" else min
     return choose(known, default=math.nan)
@@ -119,15 +123,14 @@ def _explain(numbers: Numbers, reference: str, key: str, compared: bool, counted
             ),
             *(
                 [
-                    f"Δ Dice: mean paired difference to {against}, drawn as a bar with its "
-                    "interval; the dashed line is zero. A second training set's is compared "
-                    "with the first one's. dz: effect size over groups, mean difference in "
-                    "standard deviations."
+                    f"Δ Dice: mean paired difference to {against}. A second training set's is "
+                    "compared with the first one's. dz: effect size over groups, mean difference "
+                    "in standard deviations."
                 ]
                 if compared
                 else []
             ),
-            "Bold: best of its column, oracles apart. Click a heading to sort.",
+            "Bold: best of its column, oracles and † apart.",
         ]
     )
 

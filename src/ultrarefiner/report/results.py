@@ -104,6 +104,7 @@ class Table:
         columns: Titles of the others.
         rows: Its rows; oracles come last.
         caption: What it shows and how to read it.
+        on_page: What of that holds for the page alone, not for the files.
         words: Columns that hold words, not numbers.
     """
 
@@ -113,6 +114,7 @@ class Table:
     columns: list[str]
     rows: list[Row] = field(default_factory=list)
     caption: str = ""
+    on_page: str = ""
     words: frozenset[str] = frozenset()
 
     @property

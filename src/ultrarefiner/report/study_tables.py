@@ -51,30 +51,36 @@ def overview_table(
     marks = {method.name: method.mark for method in everywhere}
     best = {}
     for name, mine in methods.items():
-        means = [numbers[name].get(m.name, "dice") for m in mine if not m.oracle]
-        best[name] = max((row["mean"] for row in means if row), default=math.nan)
+        best[name] = _best_dice(numbers[name], mine)
+    leading = {name: _best_dice(found, everywhere) for name, found in joint.items()}
+    eligible = {method.name for method in everywhere if method.may_lead}
     for method in order:
         cells = []
         for name, found in numbers.items():
             seen = next((m for m in methods[name] if m.name == method.name), None)
             row = found.get(method.name, "dice")
-            leads = row is not None and not method.oracle and row["mean"] == best[name]
+            leads = bool(row and seen and seen.may_lead and row["mean"] == best[name])
             note = "" if found.evaluation == "folds" else EVALUATIONS[found.evaluation]
             mark = "" if seen is None else seen.mark
             cells.append(mean_cell(row, best=leads, mark=mark, note=note))
-        cells += [
-            mean_cell(found.get(method.name, "dice"), mark=marks.get(method.name, ""))
-            for found in joint.values()
-        ]
+        for name, found in joint.items():
+            row = found.get(method.name, "dice")
+            leads = bool(row and method.name in eligible and row["mean"] == leading[name])
+            cells.append(mean_cell(row, best=leads, mark=marks.get(method.name, "")))
         compared = method.base == reference
         table.rows.append(Row(method.name, cells, method.kind, reference=compared))
     table.caption = (
         "Mean Dice over images with a lesion, 95 % confidence interval in brackets: of the folds' "
         "test cases, or, where no model was trained on the dataset, of all its cases as the models "
         "of all folds together see them. What follows @ is the training set; without it a model "
-        "is trained on the dataset itself. Bold: best of its column, oracles apart."
+        "is trained on the dataset itself. Bold: best of its column, oracles and † apart."
     )
     return table
+
+
+def _best_dice(numbers: Numbers, methods: list[Method]) -> float:
+    rows = [numbers.get(method.name, "dice") for method in methods if method.may_lead]
+    return max((row["mean"] for row in rows if row), default=math.nan)
 
 
 def comparison_table(

@@ -96,6 +96,11 @@ class Method:
         return self.kind == "oracle"
 
     @property
+    def may_lead(self) -> bool:
+        """Whether it can be best or leading: it never saw the truth, nor its weights the dataset."""
+        return not self.oracle and self.seen != "yes"
+
+    @property
     def base(self) -> str:
         """The name without the training set."""
         return self.name.partition("@")[0]
@@ -279,7 +284,8 @@ def list_methods(rows: pd.DataFrame, reference: str) -> list[Method]:
 def leading_method(rows: pd.DataFrame, reference: str) -> str:
     """Return the refined method with the highest mean Dice over lesions; never an oracle.
 
-    Without refined methods it is the reference.
+    Methods whose weights were trained on the dataset lead only where there are no others. Without
+    refined methods it is the reference.
 
     Args:
         rows: As `main_rows` gives them.
@@ -289,6 +295,8 @@ def leading_method(rows: pd.DataFrame, reference: str) -> str:
     if refined.empty:
         names = sorted({name for name in rows["method"] if name.partition("@")[0] == reference})
         return names[0] if names else reference
+    fresh = refined[refined["seen"].ne("yes")]
+    refined = refined if fresh.empty else fresh
     means = refined.groupby("method")["dice"].mean()
     return str(means.index[means.eq(means.max())][0])
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ultrarefiner.report.book import Book, Data, DatasetTables
 from ultrarefiner.report.calibration_plots import describe_reliability
+from ultrarefiner.report.cross import explain
 from ultrarefiner.report.cross_plots import describe_matrix
 from ultrarefiner.report.figures import by_trainset
 from ultrarefiner.report.making import plain
@@ -236,10 +237,7 @@ def cross_figures(book: Book, folder: Path) -> list[tuple[Figure, Table, Table]]
                 "Cross-dataset matrix.",
                 "Mean Dice, its 95 % confidence interval in brackets, and a colour from dark (low) "
                 "to bright (high). A frame marks the training set's own folds (in-domain); other "
-                "cells are the mean probability of all folds' models on a dataset that none of them "
-                "was trained on, and below it the mean ± standard deviation of these models, each "
-                "alone. † weights trained on this dataset: not zero-shot. § shares images with the "
-                "training set; the shared ones are left out of the test.",
+                f"cells: {explain(matrix)}. {' '.join(tables[0].footnotes)}".rstrip(),
             ),
             tables[0],
             tables[1],

@@ -42,11 +42,12 @@ def _check_names(config: StudyConfig) -> Iterator[str]:
                 yield (
                     f"compare.refine.{refiner}: {unknown_name('prompt mode', prompt, config.prompts)}"
                 )
-            if prompt == "tuned" and refiner in config.coarse:
-                yield (
-                    f"compare.refine.{refiner}: '{refiner}-tuned' is the coarse model at its chosen "
-                    "threshold; give the refiner or the prompt mode another name"
-                )
+    for name in sorted(set(config.refiners) & set(config.coarse)):
+        if "tuned" in config.prompts:
+            yield (
+                f"refiners.{name}: '{name}-tuned' is the coarse model at its chosen threshold; give "
+                "the refiner or the prompt mode `tuned` another name"
+            )
 
 
 def _check_coarse(name: str, row: CoarseConfig, config: StudyConfig) -> Iterator[str]:
@@ -92,6 +93,8 @@ def _check_weights(config: StudyConfig) -> Iterator[str]:
                 f"refiners.{name}.seen: what published weights were trained on is on record; "
                 "remove the key"
             )
+        if row.seen is not None and row.weights is None:
+            yield f"refiners.{name}.seen: has no effect without weights; remove the key"
         for layout in row.seen or []:
             if layout not in DATASETS:
                 yield f"refiners.{name}.seen: {unknown_name('dataset layout', layout, DATASETS)}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ultrarefiner.config import DatasetConfig
 from ultrarefiner.datasets import DATASETS
+from ultrarefiner.datasets.dicom import DICOM_SUFFIXES
 from ultrarefiner.io import json_sha256
 from ultrarefiner.models.weights import registered
 
@@ -16,7 +17,7 @@ _SAMPLE, _SAMPLES = 1 << 16, 63  # bytes of a sample of a weights file, and how 
 # What a dataset folder is read for; other files in it (notes, thumbnails) change nothing.
 _DATA_SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".csv"),
-    *(".nrrd", ".nii", ".gz", ".dcm", ".json", ""),
+    *(".nrrd", ".nii", ".gz", ".json", "", *DICOM_SUFFIXES),
 }
 
 
@@ -42,9 +43,14 @@ def folder_listing(root: str | None) -> str:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = Path(folder) / name
-            if path.suffix.lower() in _DATA_SUFFIXES and not name.startswith("."):
+            if _is_data(path) and not name.startswith("."):
                 entries.append((path.relative_to(root).as_posix(), *_size_and_end(path)))
     return json_sha256(sorted(entries))[:16]
+
+
+def _is_data(path: Path) -> bool:
+    # DICOM files are often named by their number: 1.2.840.113619.2.1.
+    return path.suffix.lower() in _DATA_SUFFIXES or path.suffix[1:].isdecimal()
 
 
 def own_weights(name_or_path: str | None) -> str | None:

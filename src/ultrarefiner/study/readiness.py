@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ultrarefiner.config import StudyConfig
+from ultrarefiner.config import DatasetConfig, StudyConfig
 from ultrarefiner.errors import ConfigError, UltraRefinerError
 from ultrarefiner.io import require_writable
 from ultrarefiner.models import MODELS
@@ -30,11 +30,20 @@ def require_files(study: Study) -> None:
     require_writable(Path("results") / config.run)
     found = [
         *(p for name, row in config.datasets.items() for p in missing_root(name, row)),
+        *(p for name, row in config.datasets.items() for p in _missing_curation(name, row)),
         *(p for name in config.compare.coarse for p in _missing_pretrained(config, name)),
         *(p for name in config.compare.refine for p in _unusable_weights(config, name)),
     ]
     if found:
         raise ConfigError("\n  - ".join(["the study cannot start:", *found]))
+
+
+def _missing_curation(name: str, row: DatasetConfig) -> Iterator[str]:
+    if row.curation is not None and not Path(row.curation).is_file():
+        yield (
+            f"datasets.{name}.curation: there is no file {row.curation}. Correct the path, or remove "
+            "the key to take the dataset as it is."
+        )
 
 
 def _missing_pretrained(config: StudyConfig, name: str) -> Iterator[str]:

@@ -207,8 +207,8 @@ class Study:
 
     def blocked_result(self) -> Path | None:
         """Return a file that stands where a folder of the results has to be."""
-        run = Path("results") / self.config.run
-        folders = [run.parent, run, run / "report", *(run / name for name in self.config.datasets)]
+        run, names = Path("results") / self.config.run, [*self.config.datasets, *self.trainsets]
+        folders = [run.parent, run, run / "report", *(run / name for name in names)]
         return next((path for path in folders if path.exists() and not path.is_dir()), None)
 
     @property
@@ -226,12 +226,18 @@ class Study:
         compiled = any(row.options.get("compile") for row in sharing)
         return _embedding_options(sharing[0]) | ({"compile": True} if compiled else {})
 
-    def embeds_full_images(self, name: str) -> bool:
-        """Return whether full images are encoded under a weights name, beside any crops."""
+    def embeds_full_images(self, name: str, evaluation: str) -> bool:
+        """Return whether full images of a part are encoded under a weights name, beside any crops.
+
+        Args:
+            name: Weights name.
+            evaluation: Of the part: "folds", "holdout" or "unseen". Points are analysed in folds.
+        """
         prompts = (
             p for refiner in self._sharing(name) for p in self.config.compare.refine[refiner]
         )
-        points = set(self.config.points.refiners if self.config.points else [])
+        analysed = self.config.points is not None and evaluation == "folds"
+        points = set(self.config.points.refiners if analysed else [])
         return bool(points & set(self._sharing(name))) or any(
             self.view_of(prompt).window is None for prompt in prompts
         )
