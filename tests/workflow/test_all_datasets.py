@@ -21,11 +21,11 @@ STUDY = changed(
     trainsets={"all": ["busi", "busbra", "bus_uclm"]},
     splits={"folds": 2, "validation": 0.25, "holdout": 0.15},
     coarse__transunet__tensorboard=None,
-    prompts__oracle_box_loose={"kind": "box", "expand": 0.2, "source": "ground_truth"},
-    compare__refine={"grabcut": ["mask"], "tiny_sam": ["box_loose", "oracle_box_loose"]},
+    compare__refine={"tiny_sam": ["box_loose"]},
     points={"refiners": ["tiny_sam"], "sigmas": [3.0], "draws": 1},
 )
 STUDY["datasets"]["udiat"]["shares_images_with"] = ["bus"]
+STUDY["datasets"]["bus_uclm"]["phantom"]["cases"] = 20  # several frames a patient
 
 
 def rows(path):
