@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.prepared_data import prepare
 from ultrarefiner.datasets import DATASETS, Case, find_cases, read_case
 from ultrarefiner.datasets.base import Listing
 from ultrarefiner.datasets.doctor import check_dataset, examine_dataset
 from ultrarefiner.datasets.layouts import list_cases
-from ultrarefiner.datasets.loader import read_cases, read_prepared
+from ultrarefiner.datasets.loader import read_prepared
 from ultrarefiner.datasets.phantom import LAYOUTS, MARKER, write_phantom
-from ultrarefiner.datasets.prepare import prepare_dataset
 from ultrarefiner.datasets.reading import load_case
 from ultrarefiner.errors import ConfigError, DatasetError
 from ultrarefiner.io import file_sha256, read_rows
@@ -173,21 +173,10 @@ def test_the_doctor_finds_no_errors(layout, root, tmp_path):
 
 
 def test_prepared_pixels_are_the_raw_ones(layout, root, tmp_path):
-    prepare_dataset(
-        name="study",
-        layout=layout,
-        root=str(root),
-        include_empty=False,
-        cases=str(tmp_path / "cases.csv"),
-        published_folds=str(tmp_path / "published_folds.csv"),
-        excluded=str(tmp_path / "excluded.csv"),
-        npz=str(tmp_path / "npz"),
-        images=str(tmp_path / "images"),
-        masks=str(tmp_path / "masks"),
-    )
+    table = prepare("study", layout, root, tmp_path)
     cases = find_cases(layout, root, name="study")
-    rows = read_cases(tmp_path / "cases.csv")
-    assert [row.case for row in rows] == [case.id for case in cases]
+    rows = list(table.values())
+    assert list(table) == [case.id for case in cases]
     assert [(row.patient, row.label, row.split) for row in rows] == [
         (case.patient, case.label, case.split) for case in cases
     ]

@@ -9,3 +9,19 @@ def report_study(tmp_path_factory):
     from report_page import make_study
 
     return make_study(tmp_path_factory.mktemp("report_study"))
+
+
+@pytest.fixture(scope="module")
+def toy_study(tmp_path_factory):
+    """Return (prepared, splits, roles) of a small dataset."""
+    from tests.training_fixture import make_study
+
+    return make_study(tmp_path_factory.mktemp("toy_study"))
+
+
+@pytest.fixture(scope="module")
+def toy_model(toy_study, one_thread, tmp_path_factory):
+    """Return the folder of a tiny model that was trained on it, by one thread."""
+    from tests.training_fixture import tiny_config, train
+
+    return train(tiny_config(), toy_study, tmp_path_factory.mktemp("toy_model"))

@@ -25,16 +25,6 @@ from ultrarefiner.training.data import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    return make_study(tmp_path_factory.mktemp("study"))
-
-
-@pytest.fixture(scope="module")
-def trained(study, tmp_path_factory):
-    return train(tiny_config(), study, tmp_path_factory.mktemp("model"))
-
-
 def rows_without_time(folder):
     rows = read_rows(folder / "history.csv")
     for row in rows:
@@ -42,19 +32,19 @@ def rows_without_time(folder):
     return rows
 
 
-def test_card_says_what_made_the_model_and_what_it_has_seen(study, trained):
-    card = json.loads((trained / "card.json").read_text())
-    roles = study[2]
+def test_card_says_what_made_the_model_and_what_it_has_seen(toy_study, toy_model):
+    card = json.loads((toy_model / "card.json").read_text())
+    roles = toy_study[2]
     assert card["trained_on"] == roles["train"]
     assert card["selected_on"] == roles["validation"]
     assert card["selection"] == "validation"
-    assert card["weights_sha256"] == file_sha256(trained / "model.safetensors")
+    assert card["weights_sha256"] == file_sha256(toy_model / "model.safetensors")
     assert card["config"]["lr"] == 0.05
-    best = max(float(row["val_dice"]) for row in read_rows(trained / "history.csv"))
+    best = max(float(row["val_dice"]) for row in read_rows(toy_model / "history.csv"))
     assert card["metrics"]["dice"] == best
-    kept = trained / "resume" / f"best-{card['metrics']['epoch']:05d}.safetensors"
-    assert kept.samefile(trained / "model.safetensors")
-    assert (trained / "resume" / "state.pt").stat().st_size < 10_000
+    kept = toy_model / "resume" / f"best-{card['metrics']['epoch']:05d}.safetensors"
+    assert kept.samefile(toy_model / "model.safetensors")
+    assert (toy_model / "resume" / "state.pt").stat().st_size < 10_000
 
 
 def test_every_key_of_the_config_reaches_the_engine(tmp_path):
@@ -73,46 +63,46 @@ def test_every_key_of_the_config_reaches_the_engine(tmp_path):
         assert _settings(CoarseConfig(nesterov=nesterov), "cpu", tmp_path).nesterov is nesterov
 
 
-def test_the_written_model_has_the_metrics_of_its_card(study, trained):
-    net, card = load_model(trained / "model.safetensors", trained / "card.json")
-    validation = CoarseData.read(study[0], card["selected_on"], 32)
+def test_the_written_model_has_the_metrics_of_its_card(toy_study, toy_model):
+    net, card = load_model(toy_model / "model.safetensors", toy_model / "card.json")
+    validation = CoarseData.read(toy_study[0], card["selected_on"], 32)
     task = CoarseTask(net, validation, validation, tiny_config())
     found = task.validate(lambda: None)
     assert found == {name: card["metrics"][name] for name in found}
 
 
-def test_test_labels_do_not_change_the_chosen_model(study, trained, tmp_path):
+def test_test_labels_do_not_change_the_chosen_model(toy_study, toy_model, tmp_path):
     prepared, splits, roles = make_study(tmp_path)
     for case in roles["test"]:
         path = prepared / "npz" / f"{case}.npz"
         arrays = dict(np.load(path))
         np.savez_compressed(path, **{**arrays, "label": 1 - arrays["label"]})
     again = train(tiny_config(), (prepared, splits), tmp_path / "model")
-    assert file_sha256(again / "model.safetensors") == file_sha256(trained / "model.safetensors")
-    assert rows_without_time(again) == rows_without_time(trained)
+    assert file_sha256(again / "model.safetensors") == file_sha256(toy_model / "model.safetensors")
+    assert rows_without_time(again) == rows_without_time(toy_model)
 
 
-def test_validation_labels_do_change_the_numbers(trained, tmp_path):
+def test_validation_labels_do_change_the_numbers(toy_model, tmp_path):
     prepared, splits, roles = make_study(tmp_path)
     write_case(prepared, roles["validation"][0], seed=99)
     again = train(tiny_config(), (prepared, splits), tmp_path / "model")
-    assert rows_without_time(again) != rows_without_time(trained)
+    assert rows_without_time(again) != rows_without_time(toy_model)
 
 
-def test_workers_and_file_order_do_not_change_the_numbers(trained, tmp_path):
+def test_workers_and_file_order_do_not_change_the_numbers(toy_model, tmp_path):
     prepared, splits, roles = make_study(tmp_path)
     backwards = {role: cases[::-1] for role, cases in reversed(roles.items())}
     write_splits(splits, backwards)
     again = train(tiny_config(workers=2), (prepared, splits), tmp_path / "model")
-    assert file_sha256(again / "model.safetensors") == file_sha256(trained / "model.safetensors")
+    assert file_sha256(again / "model.safetensors") == file_sha256(toy_model / "model.safetensors")
 
 
-def test_validation_does_not_depend_on_batches_or_order(study, trained):
-    net, _ = load_model(trained / "model.safetensors", trained / "card.json")
-    cases = [case for role in study[2].values() for case in role]
+def test_validation_does_not_depend_on_batches_or_order(toy_study, toy_model):
+    net, _ = load_model(toy_model / "model.safetensors", toy_model / "card.json")
+    cases = [case for role in toy_study[2].values() for case in role]
     found = []
     for size, order in ((1, cases), (4, cases), (3, cases[::-1])):
-        data = CoarseData.read(study[0], order, 32)
+        data = CoarseData.read(toy_study[0], order, 32)
         task = CoarseTask(net, data, data, tiny_config(batch_size=size))
         found.append(task.validate(lambda: None))
     assert 0.05 < found[0]["dice"] < 0.95
@@ -129,22 +119,22 @@ def test_protocol_seed_selects_on_the_reported_fold_and_says_so(tmp_path):
     assert card["selected_on"] == study[2]["test"]
 
 
-def test_absent_starting_weights_stop_with_the_cure(study, tmp_path):
+def test_absent_starting_weights_stop_with_the_cure(toy_study, tmp_path):
     absent = tmp_path / "R50+ViT-B_16.npz"
     config = tiny_config(model="transunet", init="imagenet21k", pretrained=str(absent))
     with pytest.raises(WeightsError) as caught:
-        train(config, study, tmp_path / "model")
+        train(config, toy_study, tmp_path / "model")
     for part in (str(absent), "https://", "`init: random`"):
         assert part in str(caught.value)
     with pytest.raises(ConfigError, match="transunet_tiny has no ImageNet weights"):
-        train(tiny_config(init="imagenet21k"), study, tmp_path / "model")
+        train(tiny_config(init="imagenet21k"), toy_study, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
-def test_a_fold_without_training_cases_is_refused(study, tmp_path):
+def test_a_fold_without_training_cases_is_refused(toy_study, tmp_path):
     write_splits(tmp_path / "splits.csv", {"validation": ["toy__5"], "test": ["toy__7"]})
     with pytest.raises(SplitError, match=r"splits\.csv: fold 0 has no train cases"):
-        train(tiny_config(), (study[0], tmp_path / "splits.csv"), tmp_path / "model")
+        train(tiny_config(), (toy_study[0], tmp_path / "splits.csv"), tmp_path / "model")
 
 
 @pytest.mark.parametrize("count, size", [(25, 24), (1, 24), (3, 1), (49, 24), (7, 3), (24, 24)])
@@ -156,8 +146,8 @@ def test_no_sample_is_dropped_and_no_batch_is_tiny(count, size):
     assert len(sizes) == -(-count // size)
 
 
-def test_batches_are_drawn_from_seed_and_epoch_alone(study):
-    data = CoarseData.read(study[0], study[2]["train"], 32)
+def test_batches_are_drawn_from_seed_and_epoch_alone(toy_study):
+    data = CoarseData.read(toy_study[0], toy_study[2]["train"], 32)
     batches = TrainingBatches(data, AugmentConfig(rotate=0.5), batch_size=2, seed=1)
     later = [images.clone() for images, _ in batches.epoch(3)]
     list(batches.epoch(0))
@@ -169,8 +159,8 @@ def test_batches_are_drawn_from_seed_and_epoch_alone(study):
     assert [len(images) for images in later] == batches.sizes == [2, 2, 1]
 
 
-def test_every_epoch_has_an_order_of_its_own(study):
-    data = CoarseData.read(study[0], study[2]["train"], 32)
+def test_every_epoch_has_an_order_of_its_own(toy_study):
+    data = CoarseData.read(toy_study[0], toy_study[2]["train"], 32)
     never = AugmentConfig(hflip=0, vflip=0, rot90=0, rotate=0)
     batches = TrainingBatches(data, never, batch_size=5, seed=1)
     first, second = (next(batches.epoch(epoch))[0].numpy() for epoch in (0, 1))

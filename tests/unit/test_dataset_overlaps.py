@@ -1,7 +1,5 @@
 """Guards that no case counts as unseen while a model of another dataset has trained on its copy."""
 
-import time
-
 import cv2
 import numpy as np
 import pytest
@@ -9,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.prepared_data import prepare
 from ultrarefiner.datasets.loader import COLUMNS as CASE_COLUMNS
 from ultrarefiner.datasets.loader import read_cases
 from ultrarefiner.datasets.overlaps import COLUMNS, find_overlaps
 from ultrarefiner.datasets.parts import read_part
 from ultrarefiner.datasets.phantom import draw_phantom, write_phantom
-from ultrarefiner.datasets.prepare import prepare_dataset
 from ultrarefiner.errors import DatasetError
 from ultrarefiner.io import read_rows, write_rows
 
@@ -203,7 +201,7 @@ def test_no_unseen_case_is_linked_to_a_case_that_another_dataset_trains_on(tmp_p
         assert find(folder, tables, trained=trained)[1] == clear
 
 
-def test_ten_thousand_cases_take_seconds(tmp_path):
+def test_one_pair_among_ten_thousand_cases_is_found(tmp_path):
     rng = np.random.default_rng(0)
     hashes = [int(value) for value in rng.integers(1, 2**63, 10000)]
     hashes[9999] = hashes[0] ^ 0b101
@@ -211,33 +209,16 @@ def test_ten_thousand_cases_take_seconds(tmp_path):
         name: {str(i): (f"{name}{i}", hashes[i], str(i)) for i in part}
         for name, part in (("a", range(5000)), ("b", range(5000, 10000)))
     }
-    start = time.process_time()
     overlaps, _ = find(tmp_path, tables)
-    assert time.process_time() - start < 20
     assert [(row["case"], row["other_case"]) for row in overlaps] == [("a__0", "b__9999")]
-
-
-def prepare(layout, root, output):
-    prepare_dataset(
-        layout,
-        layout,
-        root,
-        False,
-        output / "cases.csv",
-        output / "folds.csv",
-        output / "excluded.csv",
-        output / "npz",
-        output / "images",
-        output / "masks",
-    )
-    return output / "cases.csv"
 
 
 def test_two_names_of_one_dataset_are_found_from_their_files(tmp_path):
     cases = {}
     for layout in ("bus", "udiat"):
         write_phantom(layout, tmp_path / layout, cases=6, size=64, seed=0, odd_cases=True)
-        cases[layout] = prepare(layout, tmp_path / layout, tmp_path / "out" / layout)
+        prepare(layout, layout, tmp_path / layout, tmp_path / "out" / layout)
+        cases[layout] = tmp_path / "out" / layout / "cases.csv"
     unseen = {name: tmp_path / f"{name}.csv" for name in cases}
     with pytest.raises(DatasetError, match="bus and udiat: 2 images"):
         find_overlaps(cases, {}, ["bus"], ["udiat"], tmp_path / "overlaps.csv", unseen)
@@ -265,10 +246,8 @@ def test_a_recompressed_and_scaled_copy_in_another_dataset_is_found(tmp_path):
     cases = {}
     for name in ("one", "two"):
         output = tmp_path / "out" / name
-        folders = [output / part for part in ("npz", "images", "masks")]
-        tables = [output / part for part in ("cases.csv", "folds.csv", "excluded.csv")]
-        prepare_dataset(name, "stu", tmp_path / name, False, *tables, *folders)
-        cases[name] = tables[0]
+        prepare(name, "stu", tmp_path / name, output)
+        cases[name] = output / "cases.csv"
     unseen = {name: tmp_path / f"{name}.csv" for name in cases}
     find_overlaps(cases, {}, ["one"], ["two"], tmp_path / "overlaps.csv", unseen)
     (row,) = read_rows(tmp_path / "overlaps.csv")

@@ -7,16 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.prepared_data import texture
 from ultrarefiner.datasets.doctor import check_dataset, examine_dataset
 from ultrarefiner.datasets.findings import count_cases, count_warnings
 from ultrarefiner.datasets.layouts import DATASETS, list_cases
 from ultrarefiner.datasets.phantom import write_phantom
 from ultrarefiner.errors import ConfigError, DatasetError
-
-
-def texture(seed, shape=(48, 64)):
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8), np.uint8)
-    return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def lesion(box=(10, 10, 30, 30), shape=(48, 64), value=255):

@@ -27,16 +27,6 @@ from ultrarefiner.training.prediction import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    return make_study(tmp_path_factory.mktemp("study"))
-
-
-@pytest.fixture(scope="module")
-def trained(study, tmp_path_factory):
-    return train(tiny_config(), study, tmp_path_factory.mktemp("model"))
-
-
 def model_files(folder):
     paths = outputs(folder)
     return {"model": paths["model"], "card": paths["card"]}
@@ -78,9 +68,9 @@ def load(trained):
     return load_model(**{f"{key}_path": path for key, path in model_files(trained).items()})
 
 
-def test_probabilities_are_enlarged_and_only_then_thresholded(study, trained):
-    net, card = load(trained)
-    data = CoarseData.read(study[0], card["trained_on"], 32)
+def test_probabilities_are_enlarged_and_only_then_thresholded(toy_study, toy_model):
+    net, card = load(toy_model)
+    data = CoarseData.read(toy_study[0], card["trained_on"], 32)
     for one in predict(net, data, 4):
         soft = one.logits.softmax(0)[1].numpy()
         np.testing.assert_allclose(one.probability, enlarge(soft, *one.mask.shape), atol=1e-6)
@@ -89,15 +79,15 @@ def test_probabilities_are_enlarged_and_only_then_thresholded(study, trained):
 
 
 def test_prediction_is_complete_at_original_size_and_of_float_probabilities(
-    study, trained, tmp_path
+    toy_study, toy_model, tmp_path
 ):
-    folder = predict_into(tmp_path, trained, study)
-    roles = study[2]
+    folder = predict_into(tmp_path, toy_model, toy_study)
+    roles = toy_study[2]
     names = sorted(f"{case}.png" for case in roles["test"])
     for kind in ("masks", "tuned", "probabilities"):
         assert sorted(path.name for path in (folder / kind).iterdir()) == names
-    net, _ = load(trained)
-    data = CoarseData.read(study[0], roles["test"], 32)
+    net, _ = load(toy_model)
+    data = CoarseData.read(toy_study[0], roles["test"], 32)
     for one in predict(net, data, batch_size=2):
         name = f"{data.cases[one.index]}.png"
         assert one.probability.shape == data.truths[one.index].shape
@@ -107,35 +97,37 @@ def test_prediction_is_complete_at_original_size_and_of_float_probabilities(
         assert np.abs(soft / 255 - one.probability).max() <= 0.5 / 255 + 1e-6
 
 
-def test_a_model_is_not_applied_to_cases_that_it_has_seen(study, trained, tmp_path):
-    prepared, _, roles = study
+def test_a_model_is_not_applied_to_cases_that_it_has_seen(toy_study, toy_model, tmp_path):
+    prepared, _, roles = toy_study
     splits = tmp_path / "splits.csv"
     write_splits(splits, {"train": roles["test"], "validation": [], "test": roles["train"]})
     with pytest.raises(LeakError, match=r"trained on 5 of the 5 cases.*toy__0"):
-        predict_into(tmp_path, trained, (prepared, splits, roles))
+        predict_into(tmp_path, toy_model, (prepared, splits, roles))
     write_splits(splits, {"train": roles["train"], "test": roles["validation"]})
     with pytest.raises(LeakError, match="selected on 2 of the 2 cases"):
-        predict_into(tmp_path, trained, (prepared, splits, roles))
+        predict_into(tmp_path, toy_model, (prepared, splits, roles))
     assert not (tmp_path / "masks").exists()
 
 
 @pytest.mark.parametrize("cases", ["holdout", "unseen"])
-def test_cases_of_no_fold_are_predicted_by_the_model_of_a_fold(study, trained, tmp_path, cases):
-    prepared, _, roles = study
+def test_cases_of_no_fold_are_predicted_by_the_model_of_a_fold(
+    toy_study, toy_model, tmp_path, cases
+):
+    prepared, _, roles = toy_study
     splits = tmp_path / "table.csv"
     write_splits(splits, {cases: roles["test"]})
-    folder = predict_into(tmp_path, trained, (prepared, splits), part=f"{cases}-fold0")
-    same = predict_into(tmp_path / "again", trained, study)
+    folder = predict_into(tmp_path, toy_model, (prepared, splits), part=f"{cases}-fold0")
+    same = predict_into(tmp_path / "again", toy_model, toy_study)
     for case in roles["test"]:
         name = f"masks/{case}.png"
         assert (folder / name).read_bytes() == (same / name).read_bytes()
     with pytest.raises(SplitError, match="is of fold 0, and fold 1 was asked for"):
-        predict_into(tmp_path, trained, (prepared, splits), part=f"{cases}-fold1")
+        predict_into(tmp_path, toy_model, (prepared, splits), part=f"{cases}-fold1")
     # Under no protocol is a model selected on cases outside the folds.
     write_splits(splits, {cases: roles["validation"]})
     for protocol in ("nested", "seed"):
         with pytest.raises(LeakError, match="selected on 2 of the 2"):
-            predict_into(tmp_path, trained, (prepared, splits), protocol, f"{cases}-fold0")
+            predict_into(tmp_path, toy_model, (prepared, splits), protocol, f"{cases}-fold0")
 
 
 def test_protocol_seed_predicts_the_cases_that_it_selected_on_and_says_so(tmp_path):
@@ -148,9 +140,9 @@ def test_protocol_seed_predicts_the_cases_that_it_selected_on_and_says_so(tmp_pa
     assert choose(folder, study, tmp_path / "t.json")["selection"] == "reported fold"
 
 
-def test_flips_give_the_mean_over_the_image_and_its_three_flips(study, trained, tmp_path):
-    net, _ = load(trained)
-    data = CoarseData.read(study[0], study[2]["test"], 32)
+def test_flips_give_the_mean_over_the_image_and_its_three_flips(toy_study, toy_model, tmp_path):
+    net, _ = load(toy_model)
+    data = CoarseData.read(toy_study[0], toy_study[2]["test"], 32)
     by_hand = [np.zeros(truth.shape) for truth in data.truths]
     for axes in ((), (1,), (2,), (1, 2)):
         turned = CoarseData(
@@ -167,7 +159,7 @@ def test_flips_give_the_mean_over_the_image_and_its_three_flips(study, trained, 
         assert one.probability == pytest.approx(by_hand[one.index], abs=1e-5)
         assert np.abs(one.probability - plain[one.index].probability).max() > 1e-3
         assert torch.allclose(one.logits, plain[one.index].logits, atol=1e-6)
-    folder = predict_into(tmp_path, trained, study, flips=True)
+    folder = predict_into(tmp_path, toy_model, toy_study, flips=True)
     for case, soft in zip(data.cases, by_hand, strict=True):
         written = read_gray(folder / "probabilities" / f"{case}.png") / 255
         assert np.abs(written - soft).max() <= 0.5 / 255 + 1e-4
@@ -212,13 +204,15 @@ def write_zones(prepared, case, zones, lesion):
     np.savez(prepared / "npz" / f"{case}.npz", image=image, label=label)
 
 
-def test_the_threshold_is_the_best_on_validation_cases_with_a_lesion(study, trained, tmp_path):
-    model = brightness_model(tmp_path, read_card(trained / "card.json"))
-    prepared, cases = tmp_path / "toy" / "prepared", study[2]["validation"]
+def test_the_threshold_is_the_best_on_validation_cases_with_a_lesion(
+    toy_study, toy_model, tmp_path
+):
+    model = brightness_model(tmp_path, read_card(toy_model / "card.json"))
+    prepared, cases = tmp_path / "toy" / "prepared", toy_study[2]["validation"]
     # Lesion: 6 rows of 0.9 and 4 of 0.42; 5 rows of 0.3 beside it are no lesion.
     write_zones(prepared, cases[0], [(6, 0.9), (4, 0.42), (5, 0.3)], lesion=10)
     write_zones(prepared, cases[1], [(9, 0.8)], lesion=0)
-    found = choose(model, study, tmp_path / "threshold.json", prepared=prepared)
+    found = choose(model, toy_study, tmp_path / "threshold.json", prepared=prepared)
     assert found["threshold"] == 0.4  # 0.35 is as good, but farther from 0.5
     assert (found["cases"], found["selection"]) == (1, "validation")
     assert found["dice"] == 1
@@ -231,42 +225,42 @@ def test_the_threshold_is_the_best_on_validation_cases_with_a_lesion(study, trai
     assert read_threshold(tmp_path / "threshold.json") == 0.4
     # A second case that is better cut high: the mean over cases decides.
     write_zones(prepared, cases[1], [(10, 0.9), (10, 0.47)], lesion=10)
-    found = choose(model, study, tmp_path / "threshold.json", prepared=prepared)
+    found = choose(model, toy_study, tmp_path / "threshold.json", prepared=prepared)
     assert found["cases"] == 2
     assert found["threshold"] == 0.5
     assert found["dice"] == pytest.approx((0.75 + 1) / 2)
     assert dict(map(tuple, found["curve"]))[0.4] == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_without_a_lesion_to_choose_by_the_threshold_stays_one_half(study, trained, tmp_path):
+def test_without_a_lesion_to_choose_by_the_threshold_stays_one_half(toy_study, toy_model, tmp_path):
     prepared = tmp_path / "toy" / "prepared"
-    for case in study[2]["validation"]:
+    for case in toy_study[2]["validation"]:
         write_zones(prepared, case, [(9, 0.8)], lesion=0)
-    found = choose(trained, study, tmp_path / "threshold.json", prepared=prepared)
+    found = choose(toy_model, toy_study, tmp_path / "threshold.json", prepared=prepared)
     assert found["threshold"] == 0.5
     assert found["dice"] is found["dice_at_half"] is None
     assert (found["cases"], found["curve"]) == (0, [])
 
 
-def test_a_threshold_never_sees_test_cases_nor_those_trained_on(study, trained, tmp_path):
-    _, splits, roles = study
-    plain = choose(trained, study, tmp_path / "plain.json")
+def test_a_threshold_never_sees_test_cases_nor_those_trained_on(toy_study, toy_model, tmp_path):
+    _, splits, roles = toy_study
+    plain = choose(toy_model, toy_study, tmp_path / "plain.json")
     other = make_study(tmp_path / "other")
     for case in roles["test"]:
         (other[0] / "npz" / f"{case}.npz").unlink()
-    assert choose(trained, (other[0], splits), tmp_path / "other.json") == plain
+    assert choose(toy_model, (other[0], splits), tmp_path / "other.json") == plain
     crossed = tmp_path / "splits.csv"
     write_splits(crossed, {"train": ["toy__9"], "validation": roles["train"][:2]})
     with pytest.raises(LeakError, match="trained on 2 of the 2"):
-        choose(trained, (study[0], crossed), tmp_path / "t.json")
+        choose(toy_model, (toy_study[0], crossed), tmp_path / "t.json")
     with pytest.raises(SplitError, match="fold 1 was asked for"):
-        choose(trained, study, tmp_path / "t.json", fold=1)
+        choose(toy_model, toy_study, tmp_path / "t.json", fold=1)
     assert not (tmp_path / "t.json").exists()
 
 
-def test_flips_count_for_the_threshold_too(study, trained, tmp_path):
+def test_flips_count_for_the_threshold_too(toy_study, toy_model, tmp_path):
     plain, flipped = (
-        choose(trained, study, tmp_path / "t.json", flips=flips) for flips in (False, True)
+        choose(toy_model, toy_study, tmp_path / "t.json", flips=flips) for flips in (False, True)
     )
     assert plain["curve"] != flipped["curve"]
 
@@ -279,8 +273,8 @@ def test_a_file_without_a_threshold_is_named(tmp_path, content):
         read_threshold(path)
 
 
-def test_the_card_of_a_square_model_has_the_keys_that_it_always_had(study, trained):
-    card = json.loads((trained / "card.json").read_text())
+def test_the_card_of_a_square_model_has_the_keys_that_it_always_had(toy_study, toy_model):
+    card = json.loads((toy_model / "card.json").read_text())
     assert card["architecture"] == {"model": "transunet_tiny", "image_size": 32, "num_classes": 2}
 
 

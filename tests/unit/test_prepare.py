@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.prepared_data import prepare, texture
 from ultrarefiner.config import SplitsConfig
 from ultrarefiner.datasets import find_cases, read_case, reading
 from ultrarefiner.datasets.duplicates import perceptual_hash, pixel_sha256
@@ -25,33 +26,12 @@ from ultrarefiner.images import read_mask, read_rgb
 from ultrarefiner.io import read_rows
 
 
-def prepare(name, layout, root, output, include_empty=False):
-    prepare_dataset(
-        name=name,
-        layout=layout,
-        root=root,
-        include_empty=include_empty,
-        cases=output / "cases.csv",
-        published_folds=output / "published_folds.csv",
-        excluded=output / "excluded.csv",
-        npz=output / "npz",
-        images=output / "images",
-        masks=output / "masks",
-    )
-    return {row.case: row for row in read_cases(output / "cases.csv")}
-
-
 def digests(folder):
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def texture(seed, shape=(48, 64)):
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8), np.uint8)
-    return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def busbra(root, images):

@@ -4,30 +4,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ultrarefiner.datasets.loader import read_cases
+from tests.prepared_data import prepare, texture
 from ultrarefiner.datasets.phantoms.volumes import write_volume
-from ultrarefiner.datasets.prepare import prepare_dataset
-
-
-def prepare(name, layout, root, output, include_empty=False):
-    prepare_dataset(
-        name=name,
-        layout=layout,
-        root=root,
-        include_empty=include_empty,
-        cases=output / "cases.csv",
-        published_folds=output / "published_folds.csv",
-        excluded=output / "excluded.csv",
-        npz=output / "npz",
-        images=output / "images",
-        masks=output / "masks",
-    )
-    return {row.case: row for row in read_cases(output / "cases.csv")}
-
-
-def texture(seed, shape=(48, 64)):
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8), np.uint8)
-    return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def manifest(root, rows):

@@ -4,8 +4,8 @@ The rules are those of Isensee et al. 2021, "nnU-Net: a self-configuring method 
 learning-based biomedical image segmentation", Nature Methods 18, 203-211, and of its software,
 version 2. What differs: the whole image is resized to the planned size, where nnU-Net slides a
 window of that size over an image resampled to a common spacing; the size is the median rounded to
-the nearest size that the network can take, not padded to the next larger one; augmentation, batch
-size and schedule are the config's.
+the nearest size that the network can take, not padded to the next larger one; pixels are divided
+by 255, not standardised; augmentation, batch size and schedule are the config's.
 """
 
 from __future__ import annotations
