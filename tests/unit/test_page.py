@@ -96,6 +96,31 @@ def test_first_lines_say_what_refining_did(study, page):
     assert page.text.count("(†) were left out of the choice") == 2, "overview and the page of busi"
 
 
+def test_a_better_coarse_model_is_named_beside_the_refined_one(study, tmp_path):
+    def edit(table):
+        mine = table["dataset"].eq("busi") & table["metric"].eq("dice")
+        mine &= table["evaluation"].eq("folds")
+        best = mine & table["method"].eq("transunet-tuned")
+        assert best.sum() == 1
+        table.loc[mine & table["method"].eq("transunet-tuned@all"), "mean_method"] = "0.998"
+        table.loc[best, ["mean_method", "mean_difference", "holm_p"]] = ["0.99", "0.2", "0.0004"]
+        return table
+
+    def busi(change):
+        found = find(read_data(**{**tables_of(study), **change}, reference="transunet"))
+        return next(finding for finding in found if finding.dataset == "busi")
+
+    edited = change(study, tmp_path, "comparisons", edit)
+    found = busi(edited)
+    assert found.method == "grabcut-mask"
+    more = found.sentence[found.sentence.index(" Higher than that") :]
+    assert more.startswith(
+        " Higher than that, without refining: transunet-tuned with 0.990 (against "
+    )
+    assert "transunet +0.200, 95 % CI " in more
+    assert "Higher than that" not in busi({}).sentence
+
+
 def test_weights_that_saw_the_dataset_lead_only_where_all_did(study, html, tmp_path):
     rows = re.findall(r'<tr class="refined.*?</tr>', html, re.S)
     saw = [row for row in rows if ">†<" in row[: row.index("</th>")]]

@@ -160,6 +160,24 @@ def test_no_page_scrolls_sideways(page, tmp_path, width):
     assert result["wide"] == []
 
 
+def test_a_table_that_fits_has_no_scrollbar(page, tmp_path):
+    script = """
+      result.tables = 0;
+      result.wide = [];
+      for (const link of page.querySelectorAll("nav a")) {
+        await go(link.hash.slice(1));
+        for (const place of page.querySelectorAll(".view:target .scroll:has(table)")) {
+          if (place.querySelectorAll("thead th").length > 7) continue;
+          result.tables += 1;
+          if (place.scrollWidth > place.clientWidth) result.wide.push(place.ariaLabel);
+        }
+      }
+    """
+    result = browse(tmp_path, page, script)
+    assert result["problems"] == [] and result["tables"] > 8
+    assert result["wide"] == []
+
+
 def test_everything_is_visible_without_the_script(page, tmp_path):
     start, end = page.rindex("<script>"), page.rindex("</script>")
     still = page[:start] + page[end + len("</script>") :]

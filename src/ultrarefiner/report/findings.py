@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -58,7 +58,7 @@ def find(data: Data) -> list[Finding]:
     The method named is the refined one, never an oracle, with the highest mean Dice among those
     that start from the models of one training set: the dataset's own or, where no model was
     trained on it, the first by name. One whose weights were trained on the dataset is named only
-    where there is no other.
+    where there is no other. Where a coarse model of that training set is better, that is said too.
     """
     return [_find_on(data, name) for name in data.datasets]
 
@@ -76,14 +76,15 @@ def _find_on(data: Data, name: str) -> Finding:
         & compared["metric"].eq("dice")
         & compared["reference"].eq(reference)
         & ~compared["oracle"]
-        & compared["method"].map(kinds).eq("refined")
         & compared["method"].map(at_of).eq(at)
     ]
-    if len(compared):
-        fresh = compared[compared["seen"].ne("yes")]
-        chosen = fresh if len(fresh) else compared
-        order = chosen.sort_values(["mean_method", "method"], ascending=[False, True])
-        return _finding(name, evaluation, order.iloc[0], len(chosen), len(compared))
+    refined = compared[compared["method"].map(kinds).eq("refined")]
+    coarse = _best(compared[compared["method"].map(kinds).eq("coarse")])
+    if len(refined):
+        fresh = refined[refined["seen"].ne("yes")]
+        chosen = fresh if len(fresh) else refined
+        finding = _finding(name, evaluation, _best(chosen), len(chosen), len(refined))
+        return _with_coarse(finding, coarse, _best(chosen)["mean_method"])
     mine = with_lesion(rows[rows["method"].eq(reference)])
     mean = fixed(mine["dice"].mean())
     if mine.empty:
@@ -93,7 +94,28 @@ def _find_on(data: Data, name: str) -> Finding:
         f"{reference} reaches a mean Dice of {mean} on {name} ({len(mine)} cases); no refined "
         "method without oracle prompts was compared with it."
     )
-    return Finding(name, evaluation, "none", mean, "", reference, reference, "", sentence)
+    finding = Finding(name, evaluation, "none", mean, "", reference, reference, "", sentence)
+    return _with_coarse(finding, coarse, mine["dice"].mean())
+
+
+def _best(compared: pd.DataFrame) -> pd.Series | None:
+    """Return the comparison of the highest mean Dice, the first by name of equal ones."""
+    order = compared.sort_values(["mean_method", "method"], ascending=[False, True])
+    return order.iloc[0] if len(order) else None
+
+
+def _with_coarse(finding: Finding, coarse: pd.Series | None, mean: float) -> Finding:
+    """Add that a coarse method is better than all that, where one is."""
+    if coarse is None or not coarse["mean_method"] > mean:
+        return finding
+    p, _ = quoted_p(coarse)
+    more = (
+        f" Higher than that, without refining: {coarse['method']} with "
+        f"{fixed(coarse['mean_method'])} (against {coarse['reference']} "
+        f"{signed(coarse['mean_difference'])}, 95 % CI {fixed(coarse['ci_low'])} to "
+        f"{fixed(coarse['ci_high'])}, Holm p {_equals(p)})."
+    )
+    return replace(finding, sentence=finding.sentence + more)
 
 
 def _finding(name: str, evaluation: str, row: pd.Series, tried: int, known: int) -> Finding:
