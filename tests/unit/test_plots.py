@@ -128,6 +128,14 @@ def test_scatter_has_a_point_for_each_case_and_counts_them(study, figures):
     assert blue + orange == 2 * 10 + 2
 
 
+def test_a_class_may_have_any_name(study, tmp_path):
+    def rename(table):
+        return table[table["evaluation"].eq("folds")].replace({"label": {"benign": r"$\frac$ _1^"}})
+
+    draw(study, tmp_path / "figures", tables=scores_of(study, tmp_path, rename), histories=[])
+    assert r"$\frac$ _1^" in texts(tmp_path / "figures" / "scatter_busi.svg")
+
+
 def test_curves_name_model_and_folds_and_star_the_best_epoch(figures):
     labels = texts(figures / "curves_busi.svg")
     assert "transunet: validation Dice (star: epoch kept)" in labels

@@ -80,7 +80,8 @@ def draw_panels(
         image, (wide, high), interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
     )
     total = (len(panels) * wide + (len(panels) - 1) * _GAP, high + strip)
-    with matplotlib.rc_context({"font.family": "sans-serif", "path.simplify": False}):
+    style = {"font.family": "sans-serif", "text.parse_math": False, "path.simplify": False}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=(total[0] / _DPI, total[1] / _DPI), dpi=_DPI, facecolor=_GROUND)
         places = []
         for number, panel in enumerate(panels):

@@ -36,6 +36,7 @@ MANY_POINTS = 2000
 _WIDTH = 11.4
 STYLE = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a class may have a $ in its name
     "font.family": "sans-serif",
     "font.size": 10.0,
     "axes.titlesize": 10.5,
