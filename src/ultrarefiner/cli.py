@@ -222,63 +222,18 @@ def summary(
     run: Annotated[str, typer.Option(help="Name of the run.")] = "main",
     results: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
 ) -> None:
-    """Print the summary table of a run and where its report lies."""
+    """Print the summary tables of a run and where its report lies."""
+    from ultrarefiner.report.terminal import summary_tables
+
     folder = results / run / "report"
     with _stopping():
-        rows, differences = _read_summary(folder)
-    table = Table(title=f"run {run}: mean [95 % interval over groups]")
-    for column in ("dataset", "method"):
-        table.add_column(column)
-    for column in ("n", "Dice", "Dice - coarse", "IoU", "HD95 px", "misses"):
-        table.add_column(column, justify="right")
-    coarse = {row["reference"] for row in differences.values()}
-    order = {dataset: i for i, (dataset, _) in enumerate(reversed(rows))}
-    for (dataset, method), metrics in sorted(
-        rows.items(), key=lambda item: (-order[item[0][0]], item[0][1] not in coarse)
-    ):
-        dice = metrics["dice"]
-        label = f"{method} (oracle)" if dice["oracle"] == "true" else method
-        difference = differences.get((dataset, method))
-        table.add_row(
-            dataset,
-            label,
-            dice["n"],
-            _interval(dice, "mean", ".3f"),
-            "" if difference is None else _interval(difference, "mean_difference", "+.3f"),
-            f"{float(metrics['iou']['mean']):.3f}",
-            _interval(metrics["hd95_px"], "mean", ".1f"),
-            dice["misses"],
-        )
-    _console(width=max(console.width, 140)).print(table)
+        if not (folder / "summary.csv").is_file():
+            raise UltraRefinerError(f"{folder}/summary.csv is not there; run `snakemake` first")
+        tables = summary_tables(folder / "summary.csv", folder / "comparisons.csv")
+    wide = _console(width=max(console.width, 160))
+    for table in tables:
+        wide.print(table)
     console.print(f"report: {(folder / 'report.html').resolve()}")
-
-
-def _read_summary(
-    folder: Path,
-) -> tuple[dict[tuple[str, str], dict[str, dict[str, str]]], dict[tuple[str, str], dict[str, str]]]:
-    """Return the rows of each dataset and method by metric, and their difference in Dice."""
-    from ultrarefiner.io import read_rows
-
-    if not (folder / "summary.csv").is_file():
-        raise UltraRefinerError(f"{folder}/summary.csv is not there; run `snakemake` first")
-    rows: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
-    for row in read_rows(folder / "summary.csv"):
-        if row["fold"] == row["subgroup"] == "all" and row["dataset"] != "macro":
-            rows.setdefault((row["dataset"], row["method"]), {})[row["metric"]] = row
-    differences = {
-        (row["dataset"], row["method"]): row
-        for row in read_rows(folder / "comparisons.csv")
-        if row["metric"] == "dice"
-    }
-    return rows, differences
-
-
-def _interval(row: dict[str, str], value: str, digits: str) -> str:
-    """Return "mean [low, high]" of a table's row, or the mean alone where it has no interval."""
-    mean, low, high = row[value], row["ci_low"], row["ci_high"]
-    if not low or not high:
-        return format(float(mean), digits)
-    return f"{float(mean):{digits}} [{float(low):{digits}}, {float(high):{digits}}]"
 
 
 @app.command()

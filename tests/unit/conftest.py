@@ -11,6 +11,14 @@ def report_study(tmp_path_factory):
     return make_study(tmp_path_factory.mktemp("report_study"))
 
 
+@pytest.fixture(scope="session")
+def report_page_html(report_study, tmp_path_factory):
+    """Return the report of that study."""
+    from report_page import write_page
+
+    return write_page(report_study, tmp_path_factory.mktemp("page"))
+
+
 @pytest.fixture(scope="module")
 def toy_study(tmp_path_factory):
     """Return (prepared, splits, roles) of a small dataset."""

@@ -1,5 +1,6 @@
 """Make the whole report of a small study, for the tests of what stands on it."""
 
+import pandas as pd
 from report_inputs import write_study
 
 from ultrarefiner.report.export import write_tables
@@ -8,14 +9,19 @@ from ultrarefiner.report.overlays import draw_overlays
 from ultrarefiner.report.page import write_report
 
 TABLES = ("scores", "summary", "comparisons", "oracle_gap", "calibration", "overlaps", "points")
-
-
 DRAWN = ("scores", "summary", "calibration", "overlaps", "points")
 
 
 def tables_of(study, *names):
     """Return the tables of the evaluation that a study has; only those named, if any are."""
     return {name: study[name] for name in names or TABLES if study.get(name)}
+
+
+def change(study, tmp_path, name, edit):
+    """Return the arguments with one table edited."""
+    table = pd.read_csv(study[name], dtype=str, keep_default_na=False)
+    edit(table).to_csv(tmp_path / f"{name}.csv", index=False)
+    return {name: tmp_path / f"{name}.csv"}
 
 
 def write_parts(study, folder, gallery=1, failures=4):

@@ -1,11 +1,16 @@
 """Guards the command line: what it says, and that its exit status says the same."""
 
+import re
+import shutil
+
 import pytest
 from typer.testing import CliRunner
 
 from ultrarefiner import __version__
 from ultrarefiner.cli import app
 from ultrarefiner.datasets.phantom import write_phantom
+from ultrarefiner.io import read_rows
+from ultrarefiner.report.tables import EVALUATIONS
 
 
 def run(*arguments):
@@ -132,6 +137,48 @@ def test_a_run_that_is_not_there_is_named(tmp_path):
     status, output = run("summary", "--run", "ghost", "--results", tmp_path)
     assert status == 1
     assert "ghost" in output
+
+
+def test_the_summary_prints_each_evaluation_with_the_numbers_of_its_rows(report_study, tmp_path):
+    folder = tmp_path / "all" / "report"
+    folder.mkdir(parents=True)
+    for name in ("summary", "comparisons"):
+        shutil.copy(report_study[name], folder / f"{name}.csv")
+    result = CliRunner().invoke(app, ["summary", "--run", "all", "--results", str(tmp_path)])
+    assert result.exit_code == 0
+    parts = re.split("(cross-validation|hold-out|trained elsewhere): mean", result.output)
+    printed = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert list(printed) == ["cross-validation", "hold-out", "trained elsewhere"]
+    rows = read_rows(folder / "summary.csv")
+    for evaluation, title in EVALUATIONS.items():
+        lines = [line.split("│") for line in printed[title].splitlines() if line.startswith("│")]
+        shown = {(line[1].strip(), line[2].strip(" †‡")): line[3:] for line in lines}
+        member = "single" if evaluation == "folds" else "mean"
+        wanted = {
+            (row["dataset"], row["method"] + (" (oracle)" if row["oracle"] == "true" else "")): row
+            for row in rows
+            if (row["evaluation"], row["member"], row["metric"]) == (evaluation, member, "dice")
+            and row["fold"] == row["subgroup"] == "all"
+            and row["dataset"] != "macro"
+        }
+        shown = {
+            (name, method.replace(" †", "").replace(" ‡", "")): cells
+            for (name, method), cells in shown.items()
+        }
+        assert shown.keys() == wanted.keys()
+        for key, row in wanted.items():
+            assert shown[key][1].strip() == row["n"]
+            assert shown[key][2].split()[0] == f"{float(row['mean']):.3f}"
+            assert shown[key][0].strip() == (
+                "each its own fold" if evaluation == "folds" else "ensemble: mean"
+            )
+    assert "† weights trained on this dataset: not zero-shot." in result.output
+    datasets = [
+        line.split("│")[1].strip()
+        for line in printed["cross-validation"].splitlines()
+        if line.startswith("│")
+    ]
+    assert datasets == sorted(datasets, key=lambda name: (name == "pooled", name))
 
 
 def test_info_lists_the_registries():

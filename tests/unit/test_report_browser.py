@@ -2,7 +2,6 @@
 
 import pytest
 from report_browser import CHROMIUM, browse
-from report_page import write_page
 
 from ultrarefiner.io import read_json
 
@@ -15,8 +14,8 @@ def study(report_study):
 
 
 @pytest.fixture(scope="module")
-def page(study, tmp_path_factory):
-    return write_page(study, tmp_path_factory.mktemp("page"))
+def page(report_page_html):
+    return report_page_html
 
 
 def test_views_switch_by_address_and_keyboard_focus_follows(page, tmp_path):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from page_reader import Page, numbers
 from report_inputs import make_cases, write_study
-from report_page import tables_of, write_page
+from report_page import tables_of
 
 from ultrarefiner.report.book import make_book, read_data
 from ultrarefiner.report.export import escape_latex, to_csv, to_latex
@@ -20,8 +20,8 @@ from ultrarefiner.report.tables import fixed, list_methods, main_rows, with_lesi
 
 
 @pytest.fixture(scope="module")
-def page(report_study, tmp_path_factory):
-    return Page(write_page(report_study, tmp_path_factory.mktemp("page")))
+def page(report_page_html):
+    return Page(report_page_html)
 
 
 @pytest.fixture(scope="module")

@@ -30,13 +30,15 @@ def test_the_demo_refines_what_is_worth_refining(tmp_path):
     for dataset in ("busi", "busbra"):
         assert means[dataset, "transunet"] >= 0.80
         assert means[dataset, "grabcut-mask"] > means[dataset, "transunet"]
-    compared = [row for row in table(tmp_path, "demo", "comparisons.csv") if row["metric"] == "dice"]
+    compared = [
+        row for row in table(tmp_path, "demo", "comparisons.csv") if row["metric"] == "dice"
+    ]
     methods = {row["method"] for row in compared}
     assert methods == {"transunet-tuned", "grabcut-mask", "grabcut-oracle_mask"}
     for row in compared:
         if row["method"].startswith("grabcut"):
             assert float(row["ci_low"]) > 0
-            assert (row["method"] == "grabcut-oracle_mask") == (row["oracle"] == "true")
+        assert (row["method"] == "grabcut-oracle_mask") == (row["oracle"] == "true")
     again = subprocess.run([*command, "-n"], check=True, capture_output=True, text=True)
     assert "Nothing to be done" in again.stdout + again.stderr
 

@@ -208,19 +208,24 @@ def read_scores(path: str | Path, reference: str) -> pd.DataFrame:
             f"{path}: {row['case']} is scored twice for {row['method']} ({row['evaluation']}); a "
             "case is tested once by each model. Run summarise_scores again."
         )
-    names = scores["method"].str.partition("@")[0]
-    if reference not in set(names):
-        known = ", ".join(sorted(set(names)))
+    names = set(scores["method"].str.partition("@")[0])
+    if reference not in names:
+        known = ", ".join(sorted(names))
         raise UltraRefinerError(
             f"{path} has no rows of the reference method '{reference}' (it has {known}); "
             "compare.coarse in the config names it first."
         )
-    prompted = ~scores["prompt_source"].str.strip().str.lower().isin(_NO_PROMPT)
-    refined = prompted & names.ne(reference)
-    scores["kind"] = refined.map({True: "refined", False: "coarse"})
-    scores.loc[scores["oracle"], "kind"] = "oracle"
+    scores = with_kinds(scores, reference)
     order = ["dataset", "evaluation", "method", "member", "fold", "case"]
     return scores.sort_values(order, ignore_index=True)
+
+
+def with_kinds(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Return rows of methods with their ``kind``: ``coarse``, ``refined`` or ``oracle``."""
+    prompted = ~rows["prompt_source"].str.strip().str.lower().isin(_NO_PROMPT)
+    refined = prompted & rows["method"].str.partition("@")[0].ne(reference)
+    kinds = refined.map({True: "refined", False: "coarse"}).where(~rows["oracle"], "oracle")
+    return rows.assign(kind=kinds)
 
 
 def _folds(scores: pd.DataFrame, path: Path) -> pd.Series:
