@@ -19,6 +19,7 @@ from ultrarefiner.evaluation.summary import summarise_scores
 from ultrarefiner.images import write_mask, write_png, write_probability
 from ultrarefiner.io import write_json, write_rows
 from ultrarefiner.refine.points import POINT_COLUMNS
+from ultrarefiner.training.cards import write_card
 
 METHODS = {
     "transunet": ("none", False),
@@ -28,6 +29,7 @@ METHODS = {
     "sam-oracle_box": ("ground_truth", True),
 }
 REFINED = ("grabcut-mask", "sam-both", "sam-oracle_box")
+REVISION = "0123abc" + "4" * 33
 SHAPE = (96, 128)
 SPLIT_COLUMNS = ["case", "group", "fold", "role"]
 
@@ -194,23 +196,26 @@ def write_history(path, fold, epochs=12):
     pd.DataFrame(rows).to_csv(path, index=False)
 
 
-def write_card(path, trainset, fold):
-    write_json(
+def write_model_card(path, trainset, fold):
+    write_card(
         path,
         {
-            "format": 1,
-            "architecture": {"model": "transunet", "image_size": 224, "num_classes": 2},
+            "architecture": {"model": "dynunet", "image_size": [192, 224], "num_classes": 2},
+            "phase": "coarse",
             "name": "transunet",
             "dataset": trainset,
             "fold": fold,
+            "protocol": "nested",
             "config": {"epochs": 12, "seed": 42},
             "metrics": {"epoch": 11, "dice": 0.8312},
             "selection": "validation",
             "trained_on": [f"{trainset}__{i}" for i in range(30)],
+            "selected_on": [f"{trainset}__{i}" for i in range(30, 36)],
             "parents": {"R50+ViT-B_16.npz": "c" * 64},
             "weights_sha256": f"{fold}ab" + "d" * 61,
             "licence": "Apache-2.0",
-            "git_revision": "0123abc",
+            "versions": {"git_revision": REVISION},
+            "fingerprint": "e" * 64,
         },
     )
 
@@ -300,7 +305,7 @@ def write_study(root: Path, datasets=("busi", "busbra", "stu"), count=12, cases=
         for fold in (0, 1):
             model = root / trainset / "models/transunet" / f"fold{fold}"
             write_history(model / "history.csv", fold)
-            write_card(model / "card.json", trainset, fold)
+            write_model_card(model / "card.json", trainset, fold)
             write_json(model / "threshold.json", {"threshold": 0.3719, "dice": 0.84})
             path = model / "history.csv"
             histories.append(
@@ -357,7 +362,7 @@ def finish(root, writers, table, trained):
         "checks": checks,
         "point_tables": point_tables,
         "provenance": {
-            "git_revision": "0123abc",
+            "git_revision": REVISION,
             "device": "cpu",
             "seeds": {"splits": 123, "transunet": 42},
             "versions": {"python": "3.11", "torch": "2.8"},

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from page_reader import Page
-from report_inputs import make_cases
+from report_inputs import REVISION, make_cases
 from report_page import change, make_study, tables_of, write_page
 
 from ultrarefiner.errors import UltraRefinerError
@@ -110,7 +110,7 @@ def test_cautions_name_what_limits_the_numbers(study, page, tmp_path):
     assert "Selected on the reported fold: grabcut-mask" in other.text
     assert "Folds were made by image (splits.protocol: seed)" in other.text
     assert "trained by the code of this report (revision 9999999+changes)" in other.text
-    assert "6 trained by 0123abc" in other.text
+    assert f"6 trained by {REVISION}" in other.text
     assert "differs from its revision (9999999+changes)" in other.text
     assert "numbers are those of a single model" in other.text
     assert "Folds were made by image" not in page.text
@@ -181,11 +181,12 @@ def test_folds_and_subgroups_are_there(page):
 
 def test_methods_page_tells_what_made_the_numbers(study, page, tmp_path):
     text = re.sub(r"\s+", " ", page.text)
-    assert "git checkout 0123abc" in text and "--configfile study.yaml" in text
+    assert f"git checkout {REVISION} " in text and "--configfile study.yaml" in text
     assert "run: main" in page.text and "gallery: 2" in page.text
     assert "study.yaml" in page.files
     assert "0ab" + "d" * 61 in page.text and "e" * 64 in page.text
-    assert "transunet at 224 px" in page.text and "Apache-2.0" in page.text
+    assert "dynunet at 192 × 224 px" in page.text and "Apache-2.0" in page.text
+    assert text.count(REVISION[:12]) - text.count(REVISION) == 6, "a revision for each model"
     assert page.text.count("0.3719") == 6, "a threshold for each model"
     assert "benign: 8, malignant: 4" in page.text
     assert "5 outer folds (run: 0, 1), seed 123. Protocol: nested." in text
@@ -196,9 +197,9 @@ def test_methods_page_tells_what_made_the_numbers(study, page, tmp_path):
     assert "Holm's correction over all comparisons of a metric in the study" in text
     assert "Prompts of sam-oracle_box are made from the truth" in text
     assert "† trained on the dataset: busi (sam-both, sam-oracle_box)" in text
-    changed = study["provenance"] | {"git_revision": "0123abc+changes"}
+    changed = study["provenance"] | {"git_revision": f"{REVISION}+changes"}
     other = Page(write_page(study, tmp_path, provenance=changed)).text
-    assert "git checkout 0123abc\n" in other
+    assert f"git checkout {REVISION}\n" in other
     assert "the code had changes that this revision does not have" in other
 
 

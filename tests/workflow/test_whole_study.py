@@ -74,6 +74,9 @@ def test_the_report_is_one_offline_file(finished_study):
     assert "oracle" in page
     for method in METHODS:
         assert method in page
+    # The cards of the run tell the revision of the run: no caution where there is no reason.
+    assert "Synthetic images" in page
+    assert "Not all models were trained by the code of this report" not in page
 
 
 def test_same_inputs_give_the_same_bytes(finished_study, tmp_path):

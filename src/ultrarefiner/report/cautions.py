@@ -146,7 +146,7 @@ def _single(scores: pd.DataFrame) -> list[Caution]:
 def _revisions(cards: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> list[Caution]:
     found: dict[str, int] = {}
     for card in cards:
-        revision = str(card.get("git_revision") or "not recorded")
+        revision = card["versions"]["git_revision"]
         found[revision] = found.get(revision, 0) + 1
     here = str(provenance.get("git_revision") or "not recorded")
     changed = sorted(revision for revision in {*found, here} if revision.endswith("+changes"))

@@ -227,32 +227,33 @@ def describe_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_card(card: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a model card says, as a row of the page's table of models."""
-    architecture = card.get("architecture") or {}
-    config, metrics = card.get("config") or {}, card.get("metrics") or {}
-    size = architecture.get("image_size")
-    best = metrics.get("best_epoch", metrics.get("epoch"))
-    kept = metrics.get("val_dice", metrics.get("best_val_dice", metrics.get("dice")))
+    """Return what a model's card and its ``threshold`` say, as a row of the table of models."""
+    architecture, config, metrics = card["architecture"], card["config"], card["metrics"]
+    size = architecture["image_size"]
+    sides = " × ".join(map(str, size)) if isinstance(size, list) else str(size)
     values = {
-        "Trained on": card.get("dataset"),
-        "Model": card.get("name"),
-        "Fold": card.get("fold"),
-        "Architecture": f"{architecture.get('model', '–')}{f' at {size} px' if size else ''}",
-        "Seed": config.get("seed"),
-        "Epochs": config.get("epochs"),
-        "Epoch kept": best,
-        "Val. Dice": f"{kept:.3f}" if isinstance(kept, float) else kept,
-        "Threshold": card.get("threshold"),
-        "Chosen on": card.get("selection"),
-        "Cases": len(card.get("trained_on") or []),
-        "Parents": ", ".join(
-            f"{name} ({str(digest)[:12]})" for name, digest in (card.get("parents") or {}).items()
-        ),
-        "Licence": card.get("licence"),
-        "Revision": str(card.get("git_revision") or "")[:12],
-        "SHA-256 of weights": card.get("weights_sha256"),
+        "Trained on": card["dataset"],
+        "Model": card["name"],
+        "Fold": card["fold"],
+        "Architecture": f"{architecture['model']} at {sides} px",
+        "Seed": config["seed"],
+        "Epochs": config["epochs"],
+        "Epoch kept": metrics["epoch"],
+        "Val. Dice": f"{metrics['dice']:.3f}",
+        "Threshold": card["threshold"],
+        "Chosen on": card["selection"],
+        "Cases": len(card["trained_on"]),
+        "Parents": ", ".join(f"{name} ({digest[:12]})" for name, digest in card["parents"].items()),
+        "Licence": card["licence"],
+        "Revision": _short(card["versions"]["git_revision"]),
+        "SHA-256 of weights": card["weights_sha256"],
     }
     return {key: "–" if value in (None, "") else str(value) for key, value in values.items()}
+
+
+def _short(revision: str) -> str:
+    commit, plus, changes = revision.partition("+")
+    return (commit if " " in commit else commit[:12]) + plus + changes
 
 
 def plain(value: Any) -> str:

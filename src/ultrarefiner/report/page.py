@@ -31,6 +31,7 @@ from ultrarefiner.report.pictures import embed_pictures
 from ultrarefiner.report.results import ORACLE_NOTE, Table
 from ultrarefiner.report.tables import EVALUATIONS, FOOTNOTES, MARKS, at_of, fixed, signed
 from ultrarefiner.report.views import anchor, cross_figures, curves, dataset_view
+from ultrarefiner.training.cards import read_card
 
 log = logging.getLogger(__name__)
 
@@ -143,10 +144,10 @@ def _environment() -> jinja2.Environment:
 
 
 def _read_model(path: Path) -> dict[str, Any]:
-    card, tuned = _read_object(path, "train_coarse"), path.with_name("threshold.json")
-    if not tuned.is_file():
-        return card
-    return card | {"threshold": _read_object(tuned, "choose_threshold").get("threshold")}
+    tuned, threshold = path.with_name("threshold.json"), None
+    if tuned.is_file():
+        threshold = _read_object(tuned, "choose_threshold")["threshold"]
+    return read_card(path) | {"threshold": threshold}
 
 
 def _read_object(path: str | Path, maker: str) -> dict[str, Any]:
