@@ -83,8 +83,9 @@ def _find_on(data: Data, name: str) -> Finding:
     if len(refined):
         fresh = refined[refined["seen"].ne("yes")]
         chosen = fresh if len(fresh) else refined
-        finding = _finding(name, evaluation, _best(chosen), len(chosen), len(refined))
-        return _with_coarse(finding, coarse, _best(chosen)["mean_method"])
+        best = _best(chosen)
+        finding = _finding(name, evaluation, best, len(chosen), len(refined))
+        return _with_coarse(finding, coarse, max(best["mean_method"], best["mean_reference"]))
     mine = with_lesion(rows[rows["method"].eq(reference)])
     mean = fixed(mine["dice"].mean())
     if mine.empty:
