@@ -71,8 +71,8 @@ def job(snakemake: Any) -> Iterator[None]:
     """Run the body as a job: everything it logs, and any traceback, goes to the rule's log.
 
     Beside the log stands ``<log>.json`` with wildcards, params, inputs, outputs, seed, versions
-    and git revision; ``finished`` is null until the job has succeeded. An error that the user can mend is shown on the console as its message
-    alone; the traceback is in the log.
+    and git revision; ``finished`` is null until the job has succeeded. An error that the user can
+    mend is shown on the console as its message alone; the traceback is in the log.
 
     Args:
         snakemake: The object that Snakemake gives to a script.

@@ -73,7 +73,8 @@ def prepare_dataset(
         cases: CSV to write, one row a case; columns `loader.COLUMNS`. `image` and `mask` are
             relative to `root`, several masks joined by ";". `sha256` is of the decoded pixels.
             `group` joins what must not be parted: images of one patient or one file, equal pixels,
-            and near-duplicates where the patient of one is not known. Sizes in `note` are height x width.
+            and near-duplicates where the patient of one is not known. Sizes in `note` are
+            height x width.
             `look_alikes` counts other cases of equal pixels or alike appearance, known patient or
             not. `appearance` is the perceptual hash in 16 hex digits.
         published_folds: CSV to write: `case, folds, fold` (fold from 0); only a header where the

@@ -13,7 +13,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
     """Read a CSV whose first line names the columns.
 
     Column names are compared in lower case without blanks around them, values lose the blanks
-    around them, empty lines and empty columns at the end are left out. A table separated by semicolons is read too.
+    around them, empty lines and empty columns at the end are left out. A table separated by
+    semicolons is read too.
 
     Args:
         path: The file, UTF-8 with or without a byte order mark.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ultrarefiner.evaluation.summary import MACRO, POOLED
-from ultrarefiner.report.results import Cell, Numbers, count_cell, difference_cells, mean_cell
+from ultrarefiner.report.results import (
+    NONE,
+    Cell,
+    Numbers,
+    count_cell,
+    difference_cells,
+    mean_cell,
+    method_row,
+)
 from ultrarefiner.report.tables import (
     COMPARISON_COLUMNS,
     EVALUATIONS,
@@ -62,9 +69,9 @@ def _table(means: pd.DataFrame, compared: pd.DataFrame, evaluation: str, referen
     for dataset in sorted(set(rows["dataset"]), key=lambda name: (name == POOLED, name)):
         numbers = Numbers(means, compared, dataset, evaluation)
         for method in list_methods(rows[rows["dataset"].eq(dataset)], reference):
-            cells = _cells(numbers, method, reference)
+            row = method_row(method, _cells(numbers, method, reference), reference)
             marks |= set(method.mark)
-            table.add_row(dataset, Text(_label(method)), _who(numbers), *cells)
+            table.add_row(dataset, Text(row.label), _who(numbers), *map(_line, row.cells))
         table.add_section()
     notes = [text for mark, text in FOOTNOTES.items() if mark in marks]
     note = (
@@ -76,32 +83,27 @@ def _table(means: pd.DataFrame, compared: pd.DataFrame, evaluation: str, referen
     return table
 
 
-def _cells(numbers: Numbers, method: Method, reference: str) -> list[str]:
+def _cells(numbers: Numbers, method: Method, reference: str) -> list[Cell]:
     dice, iou, distance = (numbers.get(method.name, name) for name in ("dice", "iou", "hd95_px"))
     reached = difference_cells(
         numbers.difference(method.name), numbers.reach(), method.base == reference
     )
     return [
         _count(dice, "n"),
-        _line(mean_cell(dice)),
-        _line(reached[0]),
-        mean_cell(iou).text,
-        _line(mean_cell(distance, digits=1)),
+        mean_cell(dice),
+        reached[0],
+        mean_cell(iou, interval=False),
+        mean_cell(distance, digits=1),
         _count(dice, "misses"),
     ]
 
 
-def _count(row: Mapping[str, Any] | None, name: str) -> str:
-    return count_cell(math.nan if row is None else row[name]).text
+def _count(row: Mapping[str, Any] | None, name: str) -> Cell:
+    return NONE if row is None else count_cell(row[name])
 
 
 def _line(cell: Cell) -> str:
     return " ".join([cell.text, *cell.lines])
-
-
-def _label(method: Method) -> str:
-    name = f"{method.name} {method.mark}".strip()
-    return f"{name} (oracle)" if method.oracle else name
 
 
 def _who(numbers: Numbers) -> str:
