@@ -49,6 +49,8 @@ wildcard_constraints:
     dataset=any_of(CFG.datasets),
     trainset=any_of(STUDY.trainsets),
     fold=any_of(range(CFG.splits.folds)),
+    inner=any_of(range(STUDY.finetuning.inner_folds)),
+    fit=any_of(["all", *(f"fold{fold}" for fold in range(CFG.splits.folds))]),
     part=any_of(PARTS),
     coarse=any_of(CFG.coarse),
     # Nothing, or @ and the training set whose models are applied to another dataset.
@@ -92,31 +94,53 @@ def pretrained_weights(wildcards):
     return STUDY.pretrained_file(wildcards.coarse) or []
 
 
+def finetuned_file(wildcards, refiner, name):
+    """Return a file of the finetuned model that refines a part; None: it is not finetuned."""
+    at, part = wildcards.get("at", ""), parse_part(wildcards.part)
+    try:
+        return STUDY.finetuning.model(refiner, wildcards.dataset, at, part, name)
+    except ConfigError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def refiner_model(wildcards):
+    """Return the weights that refine a part: those of the study, or the row's, by name or path."""
+    own = finetuned_file(wildcards, wildcards.refiner, "model.safetensors")
+    return own or CFG.refiners[wildcards.refiner].weights
+
+
 def refiner_weights(wildcards):
-    """Return a refiner's weights file, if it has one."""
-    return STUDY.weights_file(wildcards.refiner) or []
+    """Return the weights file that refines a part, if there is one."""
+    own = finetuned_file(wildcards, wildcards.refiner, "model.safetensors")
+    return own or STUDY.weights_file(wildcards.refiner) or []
+
+
+def refiner_card(wildcards):
+    """Return the card of the finetuned model that refines a part, if it is one."""
+    return finetuned_file(wildcards, wildcards.refiner, "card.json") or []
+
+
+def embedder_model(wildcards):
+    """Return the weights that make an embedding: those of the study, or a row's."""
+    refiner = STUDY.embedders[wildcards.weights]
+    if not STUDY.finetuning.changes_encoder(refiner):
+        return CFG.refiners[refiner].weights
+    return finetuned_file(wildcards, refiner, "model.safetensors")
 
 
 def embedder_weights(wildcards):
     """Return the weights file that makes an embedding."""
-    return STUDY.weights_file(STUDY.embedders[wildcards.weights]) or []
+    refiner = STUDY.embedders[wildcards.weights]
+    if not STUDY.finetuning.changes_encoder(refiner):
+        return STUDY.weights_file(refiner) or []
+    return finetuned_file(wildcards, refiner, "model.safetensors")
 
 
 def full_index(wildcards):
     """Return the indices of full images that an embedding job waits for, as it may share files."""
-    part = parse_part(wildcards.part)
-    base = f"results/{wildcards.run}/{wildcards.dataset}/embeddings/{wildcards.weights}/full"
-    if wildcards.view != "full":
-        if not STUDY.embeds_full_images(wildcards.weights, part.evaluation):
-            return []
-        return ancient(f"{base}/{part.cases}.csv")
-    if part.evaluation != "unseen":
-        return []
-    # All images of the dataset: those of its folds and its hold-out are encoded by their own jobs.
-    own = {
-        one.part.cases for one in STUDY.shelf if one.dataset == wildcards.dataset
-    } - {"unseen"}
-    return ancient([f"{base}/{cases}.csv" for cases in sorted(own)])
+    view, part = STUDY.views[wildcards.view], parse_part(wildcards.part)
+    at, name = wildcards.at, wildcards.weights
+    return ancient(STUDY.shared_indices(name, view, wildcards.dataset, at, part))
 
 
 def study_weights(wildcards):
@@ -176,6 +200,13 @@ def trained_files(name):
     ]
 
 
+def inner_files(name):
+    """Return a function that lists a file or folder of each model that predicts for a training."""
+    return lambda wildcards: STUDY.finetuning.inner(
+        wildcards.trainset, wildcards.refiner, wildcards.fit, name
+    )
+
+
 def coarse_masks(wildcards, shelf="masks"):
     """Return the folder of the reference's masks or probabilities on a part."""
     return (
@@ -215,21 +246,15 @@ def view_window(wildcards):
     return None if window is None else window.model_dump()
 
 
-def index_of(wildcards, refiner, view):
+def index_of(wildcards, view):
     """Return the index of the embeddings of a view on a part, if the refiner has any."""
-    name = STUDY.embeddings_of(refiner)
-    if name is None:
-        return []
-    base = f"results/{wildcards.run}/{wildcards.dataset}/embeddings/{name}/{view.name}"
-    if view.window is None or view.oracle:
-        # The same whoever predicts, so it is made once for the cases.
-        return f"{base}/{parse_part(wildcards.part).cases}.csv"
-    return f"{base}{wildcards.at}/{wildcards.part}.csv"
+    at, part = wildcards.get("at", ""), parse_part(wildcards.part)
+    return STUDY.index(wildcards.refiner, view, wildcards.dataset, at, part) or []
 
 
 def embeddings_index(wildcards):
     """Return the index of the embeddings that a refiner uses in a prompt mode, if it has any."""
-    return index_of(wildcards, wildcards.refiner, STUDY.view_of(wildcards.prompt))
+    return index_of(wildcards, STUDY.view_of(wildcards.prompt))
 
 
 def shelf_files(wildcards, pattern):
@@ -285,7 +310,7 @@ def calibration_tables(wildcards):
 
 def full_embeddings(wildcards):
     """Return the index of the full images' embeddings of a part, if the refiner has any."""
-    return index_of(wildcards, wildcards.refiner, STUDY.full_view)
+    return index_of(wildcards, STUDY.full_view)
 
 
 def point_analysis(wildcards):
@@ -345,28 +370,17 @@ def overlay_inputs(wildcards):
     return sorted(paths - {None})
 
 
-def model_files(name):
-    """Return a function that lists one file of every trained model."""
-    return lambda wildcards: [
-        f"results/{wildcards.run}/{trainset}/models/{coarse}/fold{fold}/{name}"
-        for trainset in STUDY.trainsets
-        for coarse in COARSE
-        for fold in STUDY.folds
-    ]
+def model_files(file, coarse=False):
+    """Return one file of every trained model, or of the coarse ones."""
+    mine = [one for one in STUDY.models if one.name in COARSE or not coarse]
+    return [STUDY.finetuning.file(one, file) for one in mine]
 
 
 def history_entries(wildcards):
-    """Return the training curves with what they belong to."""
+    """Return the training curves with what they belong to; no fold: trained on all of them."""
     return [
-        {
-            "dataset": trainset,
-            "model": coarse,
-            "fold": fold,
-            "path": f"results/{wildcards.run}/{trainset}/models/{coarse}/fold{fold}/history.csv",
-        }
-        for trainset in STUDY.trainsets
-        for coarse in COARSE
-        for fold in STUDY.folds
+        {"dataset": one.trainset, "model": one.name, "fold": one.fold, "path": path}
+        for one, path in zip(STUDY.models, model_files("history.csv"), strict=True)
     ]
 
 

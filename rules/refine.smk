@@ -29,6 +29,9 @@ rule embed_images:
         "results/{run}/logs/embed_images/{dataset}/{weights}/{view}{at}/{part}.log",
     benchmark:
         "results/{run}/benchmarks/embed_images/{dataset}/{weights}/{view}{at}/{part}.tsv"
+    wildcard_constraints:
+        # The images of folds that are not run are trained on too.
+        part=any_of([*PARTS, *(f"fold{fold}" for fold in range(CFG.splits.folds))]),
     threads: 4
     resources:
         gpu=GPU,
@@ -37,9 +40,7 @@ rule embed_images:
         shelf_mb=SHELF_MB,
     params:
         family=lambda wildcards: CFG.refiners[STUDY.embedders[wildcards.weights]].family,
-        weights=lambda wildcards: CFG.refiners[
-            STUDY.embedders[wildcards.weights]
-        ].weights,
+        weights=embedder_model,
         content=lambda wildcards: OWN_WEIGHTS[STUDY.embedders[wildcards.weights]],
         options=lambda wildcards: STUDY.embedder_options(wildcards.weights),
         window=view_window,
@@ -57,6 +58,7 @@ rule refine_masks:
         soft_masks=soft_masks,
         embeddings=embeddings_index,
         weights=refiner_weights,
+        card=refiner_card,
     output:
         masks=directory("results/{run}/{dataset}/masks/{refiner}-{prompt}{at}/{part}"),
         table="results/{run}/{dataset}/masks/{refiner}-{prompt}{at}/{part}.csv",
@@ -71,9 +73,10 @@ rule refine_masks:
         shelf_mb=SHELF_MB,
     params:
         family=lambda wildcards: CFG.refiners[wildcards.refiner].family,
-        weights=lambda wildcards: CFG.refiners[wildcards.refiner].weights,
+        weights=refiner_model,
         content=lambda wildcards: OWN_WEIGHTS[wildcards.refiner],
         options=lambda wildcards: STUDY.refiner_options(wildcards.refiner),
+        protocol=CFG.splits.protocol,
         device=CFG.device,
     message:
         "Refine {wildcards.dataset}, {wildcards.part} by {wildcards.refiner}-{wildcards.prompt}{wildcards.at}"

@@ -82,7 +82,11 @@ rule write_report:
             "results/{{run}}/{dataset}/check/report.json", dataset=list(CFG.datasets)
         ),
         cards=model_files("card.json"),
-        thresholds=model_files("threshold.json"),
+        thresholds=model_files("threshold.json", coarse=True),
+        failures=expand(
+            "results/{{run}}/report/failures-{refiner}.png",
+            refiner=STUDY.finetuning.simulating,
+        ),
         weights=study_weights,
     output:
         page=report(
@@ -95,8 +99,7 @@ rule write_report:
     benchmark:
         "results/{run}/benchmarks/write_report/all.tsv"
     params:
-        title=CFG.report.title,
-        reference=STUDY.reference,
+        head={"title": CFG.report.title, "reference": STUDY.reference},
         study=study_dump(),
     message:
         "Write {output.page}"

@@ -5,12 +5,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-# Set before torch and OpenCV are imported: tests run side by side on small machines.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Set before torch and OpenCV are imported: two processes of `make test` share two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+# A machine that is busy is no defect of what is tested.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together what shares costly fixtures: the tests of a file; the slowest files first."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT / "tests"))))
+    items.sort(key=lambda item: "workflow" not in item.path.parts)
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +49,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a set by its sorted members: its own order differs from process to process."""
+    return "+".join(sorted(map(str, val))) if isinstance(val, set | frozenset) else None

@@ -218,6 +218,27 @@ def _print_weights(folder: Path) -> None:
 
 
 @app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Weights file, finetuned or published.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to make; must not exist.")],
+    family: Annotated[
+        str | None, typer.Option(help="Family of the model; default: what the file says, or sam.")
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="sam or ultrasam; default: that of the family.")
+    ] = None,
+) -> None:
+    """Write a model as a plain checkpoint, which other programs load."""
+    with _stopping():
+        if output.exists():
+            raise UltraRefinerError(f"{output} exists; name a file that does not")
+        from ultrarefiner.models.export import export_sam
+
+        written = export_sam(model, family, output, layout)
+    console.print(f"{output}: layout {written}")
+
+
+@app.command()
 def summary(
     run: Annotated[str, typer.Option(help="Name of the run.")] = "main",
     results: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),

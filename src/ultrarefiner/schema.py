@@ -35,6 +35,8 @@ def _type_text(annotation: Any) -> str:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if origin in (Union, types.UnionType):
         return " or ".join(_type_text(part) for part in get_args(annotation))
+    if origin is tuple:
+        return "list of " + " and ".join(_type_text(part) for part in get_args(annotation))
     if origin in (list, dict):
         return f"{origin.__name__} of {_type_text(get_args(annotation)[-1])}"
     names = {

@@ -159,7 +159,7 @@ SIDES = st.integers(4, 20)
 ROOMS = st.permutations([(5, 5), (5, 60), (50, 5), (50, 60)])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(red=st.lists(SIDES, max_size=2), green=st.lists(SIDES, max_size=2), rooms=ROOMS)
 def test_any_lesions_keep_their_pixels_and_the_larger_class(tmp_path_factory, red, green, rooms):
     painted = [(RED, side) for side in red] + [(GREEN, side) for side in green]

@@ -4,8 +4,6 @@
 10 and 11 of a trained dataset are its hold-out.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
@@ -18,8 +16,8 @@ from ultrarefiner.evaluation.scores import SCORE_COLUMNS, plain
 from ultrarefiner.evaluation.summary import summarise_scores
 from ultrarefiner.images import write_mask, write_png, write_probability
 from ultrarefiner.io import write_json, write_rows
+from ultrarefiner.models.cards import write_card
 from ultrarefiner.refine.points import POINT_COLUMNS
-from ultrarefiner.training.cards import write_card
 
 METHODS = {
     "transunet": ("none", False),
@@ -28,7 +26,8 @@ METHODS = {
     "sam-both": ("coarse", False),
     "sam-oracle_box": ("ground_truth", True),
 }
-REFINED = ("grabcut-mask", "sam-both", "sam-oracle_box")
+# Finetuned: in the studies of report_finetuned alone.
+SOURCES = METHODS | dict.fromkeys(("tuned-box", "joint-box"), ("coarse", False))
 REVISION = "0123abc" + "4" * 33
 SHAPE = (96, 128)
 SPLIT_COLUMNS = ["case", "group", "fold", "role"]
@@ -103,7 +102,7 @@ class Writer:
             if evaluation == "unseen" if at else evaluation == "folds":
                 write_mask(base / "masks" / name / part / f"{case}.png", mask)
             self.rows.append(self.score(case, name, mask, evaluation, member, fold, trained_on))
-        prompt = METHODS[method][0] != "none"
+        prompt = SOURCES[method][0] != "none"
         self.entries.append(
             {
                 "dataset": self.dataset,
@@ -116,18 +115,18 @@ class Writer:
                 "coarse": base / "masks" / f"transunet{at}" / part,
                 "masks": base / "masks" / name / part,
                 "prompts": prompts if prompt else None,
-                "oracle": METHODS[method][1],
+                "oracle": SOURCES[method][1],
             }
         )
 
     def mask(self, case, method, move):
         mask = self.cases[case][3][method]
-        return mask if METHODS[method][1] else np.roll(mask, move, axis=1)
+        return mask if SOURCES[method][1] else np.roll(mask, move, axis=1)
 
     def score(self, case, name, mask, evaluation, member, fold, trained_on):
         label, _, truth, _ = self.cases[case]
         method = name.partition("@")[0]
-        prompt, oracle = METHODS[method]
+        prompt, oracle = SOURCES[method]
         number = int(case.rsplit("_", 1)[1])
         # SAM's weights are said to have seen busi, and nothing is known of stu.
         seen = {"busi": "yes", "stu": "unknown"}.get(self.dataset, "no")
@@ -278,8 +277,11 @@ def write_points(root, writer):
     return path
 
 
-def write_study(root: Path, datasets=("busi", "busbra", "stu"), count=12, cases=make_cases):
-    """Write a study of two folds below ``root``; return the arguments of the report's functions."""
+def write_study(root, datasets=("busi", "busbra", "stu"), count=12, cases=make_cases, more=None):
+    """Write a study of two folds below ``root``; return the arguments of the report's functions.
+
+    ``more`` may shelve further masks of a dataset: it is given its writer.
+    """
     rng = np.random.default_rng(7)
     trained = [name for name in datasets if name != "stu"]
     union = len(trained) > 1
@@ -295,6 +297,8 @@ def write_study(root: Path, datasets=("busi", "busbra", "stu"), count=12, cases=
         others += ["all"] if union and dataset not in trained else []
         for step, name in enumerate(others):
             shelve_unseen(writer, name, 2 + step)
+        if more:
+            more(writer)
         writers.append(writer)
     report = root / "report"
     table = report / "table.csv"

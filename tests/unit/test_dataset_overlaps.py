@@ -161,7 +161,7 @@ def studies(draw):
     return tables, trained
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(studies())
 def test_no_unseen_case_is_linked_to_a_case_that_another_dataset_trains_on(tmp_path_factory, study):
     tables, trained = study

@@ -15,7 +15,7 @@ from tests.training_fixture import make_study, outputs, tiny_config, train, writ
 from ultrarefiner.errors import LeakError, SplitError, UltraRefinerError
 from ultrarefiner.images import read_gray, read_mask, write_mask, write_png, write_probability
 from ultrarefiner.io import write_json
-from ultrarefiner.training.cards import read_card, write_card
+from ultrarefiner.models.cards import read_card, write_card
 from ultrarefiner.training.ensemble import ensemble_masks, mean_mask
 
 CARD = {
@@ -115,7 +115,7 @@ def test_the_mean_is_cut_exactly(levels, threshold):
 NUMBERS = count()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     roles=st.lists(
         st.lists(st.sampled_from(["none", "train", "validation"]), min_size=4, max_size=4),

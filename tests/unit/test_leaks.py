@@ -22,8 +22,8 @@ from ultrarefiner.datasets.splits import read_split, split_folds
 from ultrarefiner.datasets.trainsets import join_splits
 from ultrarefiner.errors import DatasetError, LeakError, SplitError
 from ultrarefiner.io import read_rows, write_rows
+from ultrarefiner.models.cards import check_leak
 from ultrarefiner.study import load_study
-from ultrarefiner.training.cards import check_leak
 
 NAMES = ("busi", "busbra", "stu")
 STOCK = 4  # pictures that any dataset may show
@@ -139,7 +139,6 @@ def images_of(drawn):
 
 @settings(
     max_examples=120,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(drawn=studies(), alike=st.booleans())
@@ -179,7 +178,6 @@ def test_nothing_is_scored_by_a_model_that_saw_it(root, drawn, alike):
 
 @settings(
     max_examples=80,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(drawn=studies())
@@ -215,7 +213,7 @@ def test_groups_never_cross_and_unions_keep_the_folds_of_their_members(root, dra
         assert len(tested) == len(set(tested))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     members=st.lists(
         st.tuples(st.sets(st.integers(0, 9)), st.sets(st.integers(0, 9))), min_size=1, max_size=4

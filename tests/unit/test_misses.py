@@ -58,7 +58,7 @@ def masks(at_least):
 
 
 @given(prediction=masks(0), truth=masks(1), spacing=st.sampled_from([None, (0.1, 0.3)]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_mask_scores_worse_than_a_missed_lesion(prediction, truth, spacing):
     scores = score_case(prediction, truth, spacing)
     miss = score_case(np.zeros(SIZE, dtype=bool), truth, spacing)
@@ -174,9 +174,7 @@ def test_missing_any_lesion_improves_nothing(before, tmp_path, lesion):
 
 
 @given(st.lists(st.sampled_from(LESIONS), unique=True, min_size=2, max_size=8))
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_missing_several_lesions_improves_nothing(before, tmp_path_factory, missed):
     check_never_better(before, tmp_path_factory.mktemp("missed"), missed)
 

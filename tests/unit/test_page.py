@@ -203,6 +203,13 @@ def test_methods_page_tells_what_made_the_numbers(study, page, tmp_path):
     assert "the code had changes that this revision does not have" in other
 
 
+def test_without_finetuned_refiners_nothing_is_said_of_them(page):
+    text = re.sub(r"\s+", " ", page.text)
+    for words in ("inetuned", "Simulated failures", "Val. Dice before", "inner model", "Dashed:"):
+        assert words not in text
+    assert "transunet (coarse): validation Dice" in text
+
+
 def test_same_input_gives_the_same_page(study, html, tmp_path):
     assert write_page(study, tmp_path) == html
 

@@ -222,7 +222,7 @@ def test_two_images_of_one_name_are_a_problem(tmp_path):
 NAMES = st.text(string.ascii_lowercase + "_1", min_size=1, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     images=st.sets(NAMES, max_size=6),
     masks=st.sets(NAMES, max_size=6),

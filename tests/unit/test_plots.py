@@ -138,7 +138,7 @@ def test_a_class_may_have_any_name(study, tmp_path):
 
 def test_curves_name_model_and_folds_and_star_the_best_epoch(figures):
     labels = texts(figures / "curves_busi.svg")
-    assert "transunet: validation Dice (star: epoch kept)" in labels
+    assert "transunet (coarse): validation Dice (star: epoch kept)" in labels
     assert {"fold 0", "fold 1"} <= set(labels)
 
 

@@ -13,7 +13,7 @@ from ultrarefiner.errors import LeakError, SplitError, UltraRefinerError
 from ultrarefiner.images import read_gray, read_mask
 from ultrarefiner.io import file_sha256, read_json, write_json
 from ultrarefiner.models import build_model
-from ultrarefiner.training.cards import read_card, read_threshold
+from ultrarefiner.models.cards import read_card, read_threshold
 from ultrarefiner.training.checkpoint import load_model, save_weights
 from ultrarefiner.training.data import CoarseData, resize_label
 from ultrarefiner.training.prediction import (

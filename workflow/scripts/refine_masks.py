@@ -17,4 +17,6 @@ with job(snakemake):
         output=snakemake.output.masks,
         table=snakemake.output.table,
         device=snakemake.params.device,
+        card=snakemake.input.get("card") or None,
+        protocol=snakemake.params.protocol,
     )

@@ -18,8 +18,8 @@ with job(snakemake):
         tables=snakemake.input.tables,
         checks=list(snakemake.input.checks),
         cards=list(snakemake.input.cards),
-        title=snakemake.params.title,
-        reference=snakemake.params.reference,
+        failures=snakemake.input.get("failures", []),
+        **snakemake.params.head,
         provenance=run_provenance(snakemake.params.study, snakemake.input.get("weights", [])),
         output=snakemake.output.page,
     )

@@ -1,16 +1,25 @@
 """The configuration of a study: pydantic models, early and named errors."""
 
 from ultrarefiner.config.base import NAME, Section
+from ultrarefiner.config.crop import CropConfig, WindowRecipe
 from ultrarefiner.config.data import DatasetConfig, PhantomConfig, SplitsConfig
+from ultrarefiner.config.finetuning import (
+    PARTS,
+    BandsConfig,
+    BoxNoiseConfig,
+    CrossFitConfig,
+    FinetuneConfig,
+    LoraConfig,
+    RefinerLossConfig,
+    SimulationConfig,
+)
 from ultrarefiner.config.prompting import (
     NEGATIVE_REACH,
-    CropConfig,
     EmbeddingsConfig,
     NoiseConfig,
     PromptConfig,
     RefinerConfig,
     WeightsConfig,
-    WindowRecipe,
 )
 from ultrarefiner.config.study import (
     CompareConfig,
@@ -26,20 +35,28 @@ from ultrarefiner.config.training import AugmentConfig, CoarseConfig, LossConfig
 __all__ = [
     "NAME",
     "NEGATIVE_REACH",
+    "PARTS",
     "AugmentConfig",
+    "BandsConfig",
+    "BoxNoiseConfig",
     "CoarseConfig",
     "CompareConfig",
     "CropConfig",
+    "CrossFitConfig",
     "DatasetConfig",
     "EmbeddingsConfig",
+    "FinetuneConfig",
+    "LoraConfig",
     "LossConfig",
     "NoiseConfig",
     "PhantomConfig",
     "PointsConfig",
     "PromptConfig",
     "RefinerConfig",
+    "RefinerLossConfig",
     "ReportConfig",
     "Section",
+    "SimulationConfig",
     "SplitsConfig",
     "StudyConfig",
     "WeightsConfig",

@@ -8,24 +8,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ultrarefiner.config.base import Section
+from ultrarefiner.config.crop import CropConfig, WindowRecipe
+from ultrarefiner.config.finetuning import FinetuneConfig
 
 NEGATIVE_REACH = 0.1
 """How far outside the lesion's box a negative corner point lies, as a share of the box's side."""
-
-
-class CropConfig(Section):
-    """The part of the image that the refiner sees, cut around the lesion."""
-
-    expand: float = Field(
-        0.5, ge=0.0, le=5.0, description="Context on each side, as a share of the box's side."
-    )
-    min_size: int = Field(64, ge=8, le=4096, description="Least side of the crop in pixels.")
-    aspect: float | None = Field(
-        None,
-        ge=0.1,
-        le=10.0,
-        description="Width / height, kept exactly by shifting and then padding; none: free.",
-    )
 
 
 class NoiseConfig(Section):
@@ -50,19 +37,6 @@ class NoiseConfig(Section):
         if self.box == 0.0 and self.point == 0.0:
             raise ValueError("noise: box and point are both 0; set one, or remove `noise`")
         return self
-
-
-class WindowRecipe(Section):
-    """What the crop windows of a prompt mode depend on, beside the masks.
-
-    Attributes:
-        crop: The crop settings.
-        reach: How far beyond the mask's box the prompts themselves may lie, as a share of the
-            box's side; 0 where that is within the crop's own context anyway.
-    """
-
-    crop: CropConfig
-    reach: float = Field(0.0, ge=0.0, description="Share of the box's side.")
 
 
 class PromptConfig(Section):
@@ -164,6 +138,10 @@ class RefinerConfig(BaseModel):
         "Published weights have theirs on record.",
     )
 
+    finetune: FinetuneConfig | None = Field(
+        None, description="Train it on each fold before it is applied there."
+    )
+
     @field_validator("weights")
     @classmethod
     def _one_spelling(cls, value: str | None) -> str | None:
@@ -171,7 +149,7 @@ class RefinerConfig(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keys beyond `family` and `weights`."""
+        """The keys of the family."""
         return dict(self.model_extra or {})
 
 

@@ -63,7 +63,9 @@ def split_folds(
         # The share of `splits.holdout` has no part in this dataset.
         config = config.model_copy(update={"holdout": 0.0})
     else:
-        holdout = _draw(groups, list(groups.members), config.holdout, ("holdout", config.seed))
+        holdout = draw_groups(
+            groups, list(groups.members), config.holdout, ("holdout", config.seed)
+        )
     free = [group for group in groups.members if group not in holdout]
 
     table: list[dict[str, object]] = []
@@ -76,7 +78,7 @@ def split_folds(
         folds = _seed_folds(groups.cases(free), config, cases)
         for fold, test in enumerate(folds):
             train = sorted(set(groups.cases(free)) - set(test))
-            table += _fold_rows(
+            table += fold_rows(
                 groups,
                 fold,
                 {
@@ -94,7 +96,7 @@ def split_folds(
             group_folds = _made_folds(groups, free, config, cases)
         for fold, test_groups in enumerate(group_folds):
             rest = [group for group in free if group not in test_groups]
-            validation = _draw(
+            validation = draw_groups(
                 groups, rest, config.validation, ("validation", config.seed, fold), leave=1
             )
             if not validation or len(validation) == len(rest):
@@ -108,7 +110,7 @@ def split_folds(
                 "test": test_groups,
                 "holdout": holdout,
             }
-            table += _fold_rows(
+            table += fold_rows(
                 groups, fold, {role: groups.cases(part) for role, part in parts.items()}
             )
     write_rows(output, COLUMNS, table)
@@ -151,10 +153,18 @@ def read_split(splits: Path | str, fold: int) -> dict[str, list[str]]:
     return {role: sorted(ids) for role, ids in parts.items()}
 
 
-def _draw(
+def draw_groups(
     groups: Groups, among: Sequence[str], share: float, salt: tuple[object, ...], leave: int = 0
 ) -> set[str]:
-    """Draw a share of groups, at least one if the share is positive, in proportion to labels."""
+    """Draw a share of groups, at least one if the share is positive, in proportion to labels.
+
+    Args:
+        groups: All groups.
+        among: Those to draw from.
+        share: Share of them to draw.
+        salt: What chance depends on, beside the groups' names: what is drawn, and the seed.
+        leave: How many groups stay undrawn at least.
+    """
     count = min(max(round(share * len(among)), 1), len(among) - leave) if share > 0 else 0
     if count <= 0:
         return set()
@@ -192,15 +202,17 @@ def _official_test(groups: Groups, rows: Sequence[Mapping[str, str]], path: Path
     return held
 
 
-def _made_folds(
-    groups: Groups, free: Sequence[str], config: SplitsConfig, path: Path | str
+def share_groups(
+    groups: Groups, free: Sequence[str], folds: int, salt: tuple[object, ...]
 ) -> list[set[str]]:
-    """Share groups among folds: the largest first, each to the fold that it unbalances least."""
-    if len(free) < config.folds:
-        raise SplitError(
-            f"{path}: {len(free)} group(s) cannot fill {config.folds} folds. "
-            f"{cure_for_too_few(groups, free, config)}"
-        )
+    """Share groups among folds: the largest first, each to the fold that it unbalances least.
+
+    Args:
+        groups: All groups.
+        free: Those to share, at least as many as folds.
+        folds: Number of folds; none stays empty.
+        salt: What the order of equally large groups depends on, beside their names.
+    """
     labels = sorted({label for group in free for label in groups.labels[group]})
     # One column for each label and one for the images, so that both are balanced.
     counts = {
@@ -210,17 +222,29 @@ def _made_folds(
     for vector in counts.values():
         vector[-1] = vector.sum()
     weight = 1.0 / sum(counts.values())
-    filled = np.zeros((config.folds, len(labels) + 1))
-    folds: list[set[str]] = [set() for _ in range(config.folds)]
-    order = sorted(free, key=lambda g: (-counts[g][-1], item_seed("fold", config.seed, g), g))
+    filled = np.zeros((folds, len(labels) + 1))
+    shared: list[set[str]] = [set() for _ in range(folds)]
+    order = sorted(free, key=lambda g: (-counts[g][-1], item_seed(*salt, g), g))
     for group in order:
         added = counts[group]
         # Growth of the weighted sum of squares, which is least when all folds are equal.
         cost = ((2.0 * filled + added) * added * weight).sum(axis=1)
-        fold = int(np.lexsort((np.arange(config.folds), np.round(cost, 9)))[0])
-        folds[fold].add(group)
+        fold = int(np.lexsort((np.arange(folds), np.round(cost, 9)))[0])
+        shared[fold].add(group)
         filled[fold] += added
-    return folds
+    return shared
+
+
+def _made_folds(
+    groups: Groups, free: Sequence[str], config: SplitsConfig, path: Path | str
+) -> list[set[str]]:
+    """Return the groups of each fold made here."""
+    if len(free) < config.folds:
+        raise SplitError(
+            f"{path}: {len(free)} group(s) cannot fill {config.folds} folds. "
+            f"{cure_for_too_few(groups, free, config)}"
+        )
+    return share_groups(groups, free, config.folds, ("fold", config.seed))
 
 
 def _published_folds(
@@ -306,13 +330,20 @@ def _warn_of_crossing(groups: Groups, folds: Sequence[Sequence[str]]) -> None:
         )
 
 
-def _fold_rows(
+def fold_rows(
     groups: Groups, fold: int, parts: Mapping[str, Sequence[str]]
 ) -> list[dict[str, object]]:
+    """Return the rows of a fold in a table of splits, sorted.
+
+    Args:
+        groups: All groups.
+        fold: Number of the fold.
+        parts: For each of `ROLES` its cases, or for some of them.
+    """
     group_of = {case: group for group, members in groups.members.items() for case in members}
     rows = [
         {"case": case, "group": group_of[case], "fold": fold, "role": role}
         for role in ROLES
-        for case in parts[role]
+        for case in parts.get(role, ())
     ]
     return sorted(rows, key=lambda row: (row["case"], ROLES.index(row["role"])))

@@ -117,8 +117,11 @@ class FusedBlock(nn.Module):
 def _rounded_product(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """Return a layer's output for x (N, C), which is overwritten; float32, bfloat16 products.
 
-    The mean of every sixteenth token does for the mean token: the result is right for any.
+    The mean of every sixteenth token does for the mean token: the result is right for any. A layer
+    with a low-rank addition is more than its weight: it is not rounded.
     """
+    if type(layer) is not nn.Linear:
+        return layer(x)
     mean = x[::16].mean(0)
     near = functional.linear(x.sub_(mean).bfloat16(), layer.weight.bfloat16())
     return torch.add(near, functional.linear(mean, layer.weight, layer.bias))

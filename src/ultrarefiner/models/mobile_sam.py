@@ -97,7 +97,7 @@ def load_mobile_sam(path: Path) -> Sam:
     names = {key: mobile_sam_name(key) for key in own if not _UNUSED.fullmatch(key)}
     layout = Layout("MobileSAM", _CURE, "mobile_sam")
     state = read_state_dict(path)
-    refuse_foreign(path, state, layout)
+    refuse_foreign(path, state, layout, names.values())
     state = without_pixel_constants(path, state, layout)
     # The state dict of a model that was loaded here has timm's names.
     state = {

@@ -200,7 +200,7 @@ def sam_from_state(path: Path, state: State, layout: Layout) -> Sam:
         WeightsError: It is another model's, or a key is missing, unexpected or of another shape;
             the message lists them.
     """
-    refuse_foreign(path, state, layout)
+    refuse_foreign(path, state, layout, dict.fromkeys(map(layout.name_of, _TELLING)))
     state = without_pixel_constants(path, state, layout)
     converted = layout.to_sam(state)
     sam = build_sam(infer_architecture(path, converted, layout))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,26 +131,46 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     state = {str(key): value.detach() for key, value in state.items()}
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return merge_lora_layers(path, state, beside.get("lora_config"))
+    merged = merge_lora_layers(path, state, beside.get("lora_config"))
+    _refuse_additions(path, merged)
+    return merged
 
 
-def refuse_foreign(path: Path, state: State, layout: Layout) -> None:
+def _refuse_additions(path: Path, state: State) -> None:
+    """Refuse low-rank additions under names that are not known, as peft saves them."""
+    additions = [key for key in state if "lora_" in key]
+    if not additions:
+        return
+    layers = dict.fromkeys(key[: key.index("lora_")] for key in additions)
+    missing = [f"{layer}weight" for layer in layers if f"{layer}weight" not in state]
+    unexpected = [key for key in state if key in additions or "base_layer." in key]
+    raise WeightsError(
+        f"{path} has {len(additions)} LoRA tensors under names that are not known, such as "
+        f"{additions[0]} ({_differences(missing, unexpected)}). Merge the layers into the weights "
+        "with the program that made them, and save the model again."
+    )
+
+
+def refuse_foreign(path: Path, state: State, layout: Layout, wanted: Iterable[str] = ()) -> None:
     """Refuse a state dict whose names are known to be another model's, or have another prefix.
 
     Args:
         path: The file it comes from, for the error message.
         state: Tensors under the file's own names.
         layout: What it should be.
+        wanted: Names that such a file has whatever its size, for the error message.
 
     Raises:
         WeightsError: The message says whose names they are, and what to do.
     """
     for foreign in _FOREIGN:
-        sign = next((key for key in state if foreign.key.match(key)), None)
-        if sign is not None and foreign.family != layout.family:
+        signs = [key for key in state if foreign.key.match(key)]
+        if signs and foreign.family != layout.family:
+            missing = [key for key in wanted if key not in state]
             raise WeightsError(
-                f"{path} is not a checkpoint of {layout.what}: names such as {sign} are those of "
-                f"{foreign.what}. {foreign.cure or layout.cure}."
+                f"{path} is not a checkpoint of {layout.what}: names such as {signs[0]} are those "
+                f"of {foreign.what}. {foreign.cure or layout.cure}. As {layout.what}: "
+                f"{_differences(missing, list(state))}."
             )
     prefixes = Counter(key[: match.start()] for key in state if (match := _PARTS.search(key)))
     prefix = max(prefixes, key=lambda name: prefixes[name], default="")
@@ -158,15 +178,18 @@ def refuse_foreign(path: Path, state: State, layout: Layout) -> None:
         return
     known = ", ".join(f"'{name}'" for name in PREFIXES)
     without = [key for key in state if not key.startswith(prefix)]
+    begun = [key for key in state if key.startswith(prefix)]
+    plain = [key.removeprefix(prefix) for key in begun]
+    differences = _differences([key for key in plain if key not in state], begun)
     if without:
         raise WeightsError(
-            f"{path}: {len(state) - len(without)} of {len(state)} names begin with '{prefix}' and "
-            f"{listing('do not', without)}. A prefix ({known}) is taken off only when every name "
-            f"has it. Save the state dict of the {layout.what} alone."
+            f"{path}: {len(begun)} of {len(state)} names begin with '{prefix}' and "
+            f"{listing('do not', without)} ({differences}). A prefix ({known}) is taken off only "
+            f"when every name has it. Save the state dict of the {layout.what} alone."
         )
     raise WeightsError(
         f"{path}: every name begins with '{prefix}', which is not one of the prefixes that are "
-        f"taken off ({known}). Rename them and save the file again: "
+        f"taken off ({known}; {differences}). Rename them and save the file again: "
         f"{{name.removeprefix('{prefix}'): value for name, value in state.items()}}."
     )
 
@@ -220,6 +243,10 @@ def misfits(state: State, wanted: State) -> list[str]:
         "with NaN or infinity": not_finite,
     }
     return [listing(what, items) for what, items in kinds.items() if items]
+
+
+def _differences(missing: list[str], unexpected: list[str]) -> str:
+    return f"{listing('missing', missing)}; {listing('unexpected', unexpected)}"
 
 
 def listing(what: str, items: list[str]) -> str:

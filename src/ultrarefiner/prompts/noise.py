@@ -1,4 +1,4 @@
-"""Errors put into prompts on purpose, to see how much of them a refiner forgives."""
+"""Errors put into prompts on purpose: to see how much a refiner forgives, and to teach it to."""
 
 from __future__ import annotations
 
@@ -6,10 +6,25 @@ from dataclasses import replace
 
 import numpy as np
 
-from ultrarefiner.config import NEGATIVE_REACH, NoiseConfig
+from ultrarefiner.config import NEGATIVE_REACH, BoxNoiseConfig, NoiseConfig
 from ultrarefiner.io import item_seed
 from ultrarefiner.prompts.base import Prompt
 from ultrarefiner.prompts.geometry import Box, expand_box, whole_box
+
+BANDS = {
+    "exact": (0.0, 0.0),
+    "slight_enlarge": (0.05, 0.20),
+    "slight_shrink": (-0.15, -0.05),
+    "heavy_enlarge": (0.30, 0.60),
+    "heavy_shrink": (-0.30, -0.15),
+}
+"""How far each edge of a training box moves out, as a share of the box's side (reference numbers).
+
+The names are the fields of ``BoxNoiseConfig``.
+"""
+
+LEAST_SIDE = 2
+"""Pixels that a training box has at least on each side, where the image has them."""
 
 
 def perturb_prompt(
@@ -46,3 +61,58 @@ def perturb_prompt(
         x0, y0, x1, y1 = whole_box(reach)
         points = np.clip(moved, (x0, y0), (x1 - 1, y1 - 1))
     return replace(prompt, box=box, points=points)
+
+
+def draw_band(bands: BoxNoiseConfig, rng: np.random.Generator) -> str:
+    """Return the name of one of ``BANDS``, drawn by the shares of the config."""
+    shares = np.array([getattr(bands, name) for name in BANDS])
+    return str(rng.choice(list(BANDS), p=shares / shares.sum()))
+
+
+def move_edges(box: Box, band: str, rng: np.random.Generator, image_hw: tuple[int, int]) -> Box:
+    """Move each edge of a box by its own uniform share of the box's side.
+
+    Args:
+        box: Half-open ``(x0, y0, x1, y1)`` in original pixels.
+        band: One of ``BANDS``: which way the edges move, and how far.
+        rng: Where the four shares come from; four numbers are drawn in any band.
+        image_hw: (height, width) of the image in pixels.
+
+    Returns:
+        The box within the image, in fractions of pixels; a side shorter than ``LEAST_SIDE`` grows
+        to it.
+    """
+    x0, y0, x1, y1 = box
+    left, top, right, bottom = rng.uniform(*BANDS[band], 4)
+    wide, high = x1 - x0, y1 - y0
+    height, width = image_hw
+    x0, x1 = _within(x0 - left * wide, x1 + right * wide, width)
+    y0, y1 = _within(y0 - top * high, y1 + bottom * high, height)
+    return x0, y0, x1, y1
+
+
+def perturb_box(
+    box: Box, bands: BoxNoiseConfig, rng: np.random.Generator, image_hw: tuple[int, int]
+) -> Box:
+    """Return a training box with an error: ``draw_band``, then ``move_edges``.
+
+    Args:
+        box: Half-open ``(x0, y0, x1, y1)`` in original pixels.
+        bands: Share of each band.
+        rng: Where all numbers come from, as many for any box and band.
+        image_hw: (height, width) of the image in pixels.
+
+    Returns:
+        The box; see ``move_edges``.
+    """
+    return move_edges(box, draw_band(bands, rng), rng, image_hw)
+
+
+def _within(low: float, high: float, size: int) -> tuple[float, float]:
+    """Return an interval cut to [0, size], then grown about its middle to ``LEAST_SIDE``."""
+    low, high = float(np.clip(low, 0, size)), float(np.clip(high, 0, size))
+    least = min(LEAST_SIDE, size)
+    if high - low < least:
+        low = min(max((low + high - least) / 2, 0.0), float(size - least))
+        high = low + least
+    return low, high

@@ -27,6 +27,10 @@ class RefinerFamily:
         shelves_embeddings: Whether embedding is worth a file for each image.
         needs_mask: Why the family refuses prompts without a mask; empty when it takes them.
         embedding_options: The options that change an embedding.
+        trainable: Whether it can be finetuned.
+        encoder_blocks: Whether its encoder is a row of equal blocks, of which the last ones can be
+            trained alone and each can take low-rank additions.
+        scratch: Whether there is a small model of it that begins from random weights.
     """
 
     target: str
@@ -35,6 +39,9 @@ class RefinerFamily:
     shelves_embeddings: bool = False
     needs_mask: str = ""
     embedding_options: tuple[str, ...] = ()
+    trainable: bool = False
+    encoder_blocks: bool = False
+    scratch: bool = False
 
 
 REFINERS: Registry[RefinerFamily] = Registry(
@@ -53,6 +60,9 @@ REFINERS: Registry[RefinerFamily] = Registry(
             needs_weights=True,
             shelves_embeddings=True,
             embedding_options=("precision",),
+            trainable=True,
+            encoder_blocks=True,
+            scratch=True,
         ),
         "mobile_sam": RefinerFamily(
             "ultrarefiner.refine.mobile_sam:MobileSamRefiner",
@@ -60,6 +70,7 @@ REFINERS: Registry[RefinerFamily] = Registry(
             needs_weights=True,
             shelves_embeddings=True,
             embedding_options=("precision",),
+            trainable=True,
         ),
         "ultrasam": RefinerFamily(
             "ultrarefiner.refine.ultrasam:UltraSamRefiner",
@@ -67,6 +78,8 @@ REFINERS: Registry[RefinerFamily] = Registry(
             needs_weights=True,
             shelves_embeddings=True,
             embedding_options=("precision", "padding"),
+            trainable=True,
+            encoder_blocks=True,
         ),
     },
 )

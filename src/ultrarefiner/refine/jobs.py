@@ -13,10 +13,23 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner.config import WindowRecipe
-from ultrarefiner.datasets.parts import read_part
-from ultrarefiner.errors import ConfigError, PromptError, UltraRefinerError
+from ultrarefiner.datasets.parts import parse_part, read_part
+from ultrarefiner.errors import (
+    ConfigError,
+    PromptError,
+    SplitError,
+    UltraRefinerError,
+    WeightsError,
+)
 from ultrarefiner.images import read_mask, read_probability, write_mask
-from ultrarefiner.io import atomic_directory, write_rows
+from ultrarefiner.io import atomic_directory, file_sha256, write_rows
+from ultrarefiner.models.cards import (
+    card_beside,
+    check_fold,
+    check_leak,
+    is_of_a_fold,
+    read_card,
+)
 from ultrarefiner.prompts.base import Prompt
 from ultrarefiner.prompts.crop import Window, window_of_mask
 from ultrarefiner.prompts.records import PromptFile, load_prompts, require_files
@@ -133,11 +146,16 @@ def refine_masks(
     output: str | Path,
     table: str | Path,
     device: str,
+    card: str | Path | None = None,
+    protocol: str = "nested",
 ) -> None:
     """Refine every case of a prompts file.
 
     A case whose prompt is empty gets an empty mask: the prompts file has already decided what an
     empty coarse mask means. An embedding that has gone from the shelf is made again and put back.
+
+    A finetuned refiner comes with its card: then it may refine only what neither it nor a model
+    that it was made with has seen, and only what is of its fold.
 
     Args:
         family: Row of ``REFINERS``.
@@ -153,10 +171,16 @@ def refine_masks(
         table: CSV to write, columns ``TABLE_COLUMNS``: ``score`` and ``agreement`` as ``Refinement``
             has them, how many prompts were decoded, the window as four numbers.
         device: "cpu", "cuda", "mps" or "auto".
+        card: Card of the weights where the study finetuned them; None where it did not. Other
+            weights that this project trained are known by the card beside them.
+        protocol: ``nested`` or ``seed``; under ``seed`` the test cases of a fold may have selected
+            its weights.
 
     Raises:
         ConfigError: Unknown family or option.
-        WeightsError: The weights are absent, damaged or another model's.
+        WeightsError: The weights are absent, damaged, another model's or not those of the card.
+        LeakError: The weights have seen some of the cases; the message names them.
+        SplitError: They are of another fold than the prompts file is filed under.
         PromptError: The refiner cannot use a prompt; the message names the case.
         UltraRefinerError: A file is absent or damaged, or the index is not of these prompts,
             images, weights and options.
@@ -167,6 +191,11 @@ def refine_masks(
     require_files(images, names, "image", "Run prepare_dataset again.")
     if embeddings is not None:
         _require_shelf(family)
+    if card is not None:
+        _require_unseen(read_card(card), card, weights, file, protocol)
+    elif (facts := card_beside(weights)) is not None:
+        # Weights of the user's own that an earlier study trained: they have seen cases too.
+        check_leak(facts, file.cases, allow_selected=False)
     index = None if embeddings is None else read_index(embeddings)
     refiner = load_refiner(family, weights, device, **options)
     store = None if index is None else Shelf(shelf, round(limit_gb * 1e9), images=len(names))
@@ -209,6 +238,30 @@ def refine_masks(
                 encoded,
                 limit_gb,
             )
+
+
+def _require_unseen(
+    facts: dict[str, Any],
+    card: str | Path,
+    weights: str | Path | None,
+    file: PromptFile,
+    protocol: str,
+) -> None:
+    part = parse_part(file.part)
+    if is_of_a_fold(facts):
+        if part.fold is None:
+            raise SplitError(
+                f"{card} is the card of a model of fold {facts['fold']}, and no single model refines "
+                f"{part.name}. Take a part of that fold."
+            )
+        check_fold(facts, part.fold)
+    check_leak(facts, file.cases, protocol == "seed" and part.evaluation == "folds")
+    digest = file_sha256(weights)
+    if digest != facts["weights_sha256"]:
+        raise WeightsError(
+            f"{weights} is not the file that {card} describes: its sha256 is {digest[:12]}..., the "
+            f"card says {facts['weights_sha256'][:12]}.... Delete both and train the refiner again."
+        )
 
 
 def _window(recipe: WindowRecipe, masks: str | Path, case: str, image: np.ndarray) -> Window | None:

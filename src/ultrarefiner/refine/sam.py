@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +16,9 @@ from segment_anything.modeling import Sam
 
 from ultrarefiner.errors import PromptError, UltraRefinerError, WeightsError
 from ultrarefiner.models.encoding import encode, encoder_batch
+from ultrarefiner.models.finetuned import encoder_sha256
 from ultrarefiner.models.sam import input_tensor, load_sam, scale_coordinates
 from ultrarefiner.models.weights import locate_weights
-from ultrarefiner.models.weights_record import checked_sha256
 from ultrarefiner.prompts.base import Prompt
 from ultrarefiner.refine.base import Refinement, Refiner, require_image
 from ultrarefiner.refine.embeddings import SamEmbedding, image_sha256
@@ -40,6 +40,22 @@ Answer = tuple[torch.Tensor, torch.Tensor]
 _DECODER_BATCH = 32  # prompts in one call; each holds about 36 MB while it is decoded
 
 
+@dataclass(frozen=True, eq=False)
+class LiveFeatures:
+    """Images as a model in training holds them.
+
+    Attributes:
+        features: float32 (B, channels, grid, grid) on the model's device: one image for all
+            queries, or one for each.
+        image_hw: Original (height, width) in pixels, of one image.
+        input_size: (height, width) of the image inside the model's square frame.
+    """
+
+    features: torch.Tensor
+    image_hw: tuple[int, int]
+    input_size: tuple[int, int]
+
+
 class SamRefiner(Refiner):
     """Refine with a SAM: the image is encoded once, its prompts share the decoder's calls.
 
@@ -55,15 +71,35 @@ class SamRefiner(Refiner):
 
     family: ClassVar[str] = "sam"
     embedding_type: ClassVar[type[SamEmbedding]] = SamEmbedding
+    passes_know_the_image: ClassVar[bool] = False
+    """Whether ``run_passes`` asks for the size of the one image that its queries are about."""
 
     def __init__(self, weights: str | Path, device: str, options: SamOptions) -> None:
         path = locate_weights(weights)
+        self._take(load_sam(path, family=self.family), encoder_sha256(path), device, options)
+        logger.info("%s: frame %d, %s", path.name, self.sam.image_encoder.img_size, self.device)
+
+    @classmethod
+    def of_model(
+        cls, sam: Sam, weights_sha256: str, device: str, options: SamOptions
+    ) -> SamRefiner:
+        """Return a refiner around a model in memory, which may be in training.
+
+        Args:
+            sam: The model; it is moved to the device, not copied.
+            weights_sha256: What its embeddings are kept under.
+            device: "cpu", "cuda", "mps" or "auto".
+            options: Options of the family.
+        """
+        refiner = cls.__new__(cls)
+        refiner._take(sam, weights_sha256, device, options)
+        return refiner
+
+    def _take(self, sam: Sam, weights_sha256: str, device: str, options: SamOptions) -> None:
         self.device = choose_device(device)
-        self.sam: Sam = load_sam(path, family=self.family).to(self.device)
-        self.weights_sha256 = checked_sha256(path)
+        self.sam = sam.to(self.device)
+        self.weights_sha256 = weights_sha256
         self.options = options
-        encoder = self.sam.image_encoder
-        logger.info("%s: frame %d, %s", path.name, encoder.img_size, self.device)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -210,6 +246,7 @@ class SamRefiner(Refiner):
         full = self.sam.postprocess_masks(logits[:, None], embedding.input_size, embedding.image_hw)
         return full[:, 0] > self.sam.mask_threshold
 
+    @torch.inference_mode()
     def decode(self, embedding: SamEmbedding, prompt: Prompt, multimask: bool) -> Answer:
         """Run prompt encoder and mask decoder once.
 
@@ -227,11 +264,12 @@ class SamRefiner(Refiner):
         """
         return self.decode_queries(embedding, [self.query(embedding, prompt)], multimask)[0]
 
-    @torch.inference_mode()
     def decode_queries(
-        self, embedding: SamEmbedding, queries: list[Query], multimask: bool
+        self, embedding: SamEmbedding | LiveFeatures, queries: list[Query], multimask: bool
     ) -> list[Answer]:
         """Decode queries of one image; those with equally many tokens in one call of the decoder.
+
+        Gradients flow where the features are those of a model in training.
 
         Returns:
             Low-resolution logits (K, h, w) and predicted IoU (K,) of each query.
@@ -240,6 +278,8 @@ class SamRefiner(Refiner):
             WeightsError: The embedding was made with other weights.
             UltraRefinerError: It was made by another family or with other options.
         """
+        if isinstance(embedding, LiveFeatures):
+            return self._decoded(embedding.features, queries, multimask)
         if embedding.weights_sha256 != self.weights_sha256:
             raise WeightsError(
                 f"the embedding was made with weights {embedding.weights_sha256[:12]}..., this "
@@ -253,17 +293,29 @@ class SamRefiner(Refiner):
                 "with this very refiner."
             )
         features = torch.from_numpy(embedding.features)[None].to(self.device)
+        with torch.inference_mode():
+            return self._decoded(features, queries, multimask)
+
+    def _decoded(
+        self, features: torch.Tensor, queries: list[Query], multimask: bool
+    ) -> list[Answer]:
         encoded = [self._encoded(query) for query in queries]
         together = defaultdict(list)
         for index, (sparse, _) in enumerate(encoded):
             together[sparse.shape[1]].append(index)
         results: dict[int, Answer] = {}
         for indexes in together.values():
+            dense = torch.cat([encoded[i][1] for i in indexes])
+            image = features
+            if len(features) > 1:
+                # The decoder adds one image to the dense prompts of all queries. Of several images
+                # each is added here, to its own query, and nothing there.
+                image, dense = torch.zeros_like(features[:1]), dense + features[indexes]
             logits, ious = self.sam.mask_decoder(
-                image_embeddings=features,
+                image_embeddings=image,
                 image_pe=self._positions,
                 sparse_prompt_embeddings=torch.cat([encoded[i][0] for i in indexes]),
-                dense_prompt_embeddings=torch.cat([encoded[i][1] for i in indexes]),
+                dense_prompt_embeddings=dense,
                 multimask_output=multimask,
             )
             results |= zip(indexes, zip(logits, ious, strict=True), strict=True)
@@ -271,7 +323,9 @@ class SamRefiner(Refiner):
 
     @cached_property
     def _positions(self) -> torch.Tensor:
-        return self.sam.prompt_encoder.get_dense_pe()
+        # Made once: in inference mode it could take no part in a training step later.
+        with torch.inference_mode(False), torch.no_grad():
+            return self.sam.prompt_encoder.get_dense_pe()
 
     def _encoded(self, query: Query) -> tuple[torch.Tensor, torch.Tensor]:
         points = None

@@ -34,8 +34,11 @@ class Query:
     mask: torch.Tensor | None = None
 
     def with_mask(self, logits: torch.Tensor) -> Query:
-        """Return the same query with low-resolution logits (side, side) as its mask prompt."""
-        return replace(self, mask=logits[None])
+        """Return the same query with low-resolution logits (side, side) as its mask prompt.
+
+        No gradient flows from a later pass to the one that gave the logits, as SAM is trained.
+        """
+        return replace(self, mask=logits[None].detach())
 
 
 def fed_back(query: Query, answer: tuple[torch.Tensor, torch.Tensor]) -> Query:
@@ -121,29 +124,41 @@ def mean_iou(mask: np.ndarray, others: np.ndarray) -> float:
     return float(np.where(either == 0, 1.0, both / np.maximum(either, 1)).mean())
 
 
-def mask_prompt_logits(
+def low_resolution(
     mask: np.ndarray, input_hw: tuple[int, int], frame: int, size: int
 ) -> torch.Tensor:
-    """Turn a mask in original pixels into the low-resolution logits a SAM takes as mask prompt.
+    """Bring a mask in original pixels to the grid of a SAM's low-resolution masks.
 
-    A probability p becomes the logit (2p - 1) * 10: linear, bounded, 0 at p = 0.5. It takes the
-    image's way into the model: resized to the image's place in the square frame, the padding is
-    sure background, then blocks of pixels are averaged. So it lies on the image to the pixel, also
-    where the image's size in the frame is no multiple of the block.
+    It takes the image's way into the model: resized to the image's place in the square frame, the
+    padding is background, then blocks of pixels are averaged. So it lies on the image to the pixel,
+    also where the image's size in the frame is no multiple of the block.
 
     Args:
         mask: (H, W) bool, or probability in [0, 1].
         input_hw: (height, width) of the image in the frame.
         frame: Side of the square frame.
-        size: Side of the logits.
+        size: Side of the grid.
 
     Returns:
-        float32 (1, 1, size, size), on the CPU.
+        float32 (1, 1, size, size) in [0, 1], on the CPU.
     """
     probability = torch.from_numpy(np.array(mask, dtype=np.float32))[None, None]
     resized = functional.interpolate(
         probability, input_hw, mode="bilinear", align_corners=False, antialias=True
     ).clamp(0, 1)
     padding = (0, frame - input_hw[1], 0, frame - input_hw[0])
-    averaged = functional.interpolate(functional.pad(resized, padding), (size, size), mode="area")
-    return (2 * averaged - 1) * MASK_LOGIT
+    return functional.interpolate(functional.pad(resized, padding), (size, size), mode="area")
+
+
+def mask_prompt_logits(
+    mask: np.ndarray, input_hw: tuple[int, int], frame: int, size: int
+) -> torch.Tensor:
+    """Turn a mask in original pixels into the low-resolution logits a SAM takes as mask prompt.
+
+    A probability p becomes the logit (2p - 1) * 10: linear, bounded, 0 at p = 0.5. Padding is sure
+    background; see ``low_resolution``, which also tells the arguments.
+
+    Returns:
+        float32 (1, 1, size, size), on the CPU.
+    """
+    return (2 * low_resolution(mask, input_hw, frame, size) - 1) * MASK_LOGIT

@@ -8,12 +8,17 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from ultrarefiner.errors import OutputError, UltraRefinerError
 from ultrarefiner.io import PARTIAL
 from ultrarefiner.refine.embeddings import SUFFIX, SamEmbedding
 
 logger = logging.getLogger(__name__)
+
+Dtype = Literal["float16", "float32"]
 
 # After making room, this share of the limit is free, so that the next files need no new scan.
 _HEADROOM = 0.1
@@ -39,13 +44,16 @@ class Shelf:
         folder: The folder; made if it is not there.
         limit_bytes: Most bytes that the files may take.
         images: How many embeddings the job works with, for the message when there is no room.
+        dtype: "float16", or "float32" for twice the room; the key has to tell which.
 
     Raises:
         OutputError: The folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path, limit_bytes: int, images: int = 1) -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self, folder: str | Path, limit_bytes: int, images: int = 1, dtype: Dtype = "float16"
+    ) -> None:
+        self.folder, self.dtype = Path(folder), dtype
         self.limit = limit_bytes
         self._images = images
         self._started = self._clock()
@@ -86,7 +94,7 @@ class Shelf:
         return embedding
 
     def put(self, embedding: SamEmbedding) -> bool:
-        """Store an embedding in float16 under its key; whether there was room for it.
+        """Store an embedding under its key; whether there was room for it.
 
         Files that were used since this shelf was opened are never removed. When they leave no room
         nothing more is stored, one warning says so, and the caller goes on.
@@ -94,7 +102,7 @@ class Shelf:
         Raises:
             OutputError: The folder cannot be written.
         """
-        size = 2 * embedding.features.size + _HEADER_BYTES
+        size = np.dtype(self.dtype).itemsize * embedding.features.size + _HEADER_BYTES
         if self._full:
             return False
         if not self._room_for(size):
@@ -110,7 +118,7 @@ class Shelf:
             return False
         path = self.path(embedding.key, embedding.weights_sha256)
         try:
-            embedding.save(path, "float16")
+            embedding.save(path, self.dtype)
         except OutputError as error:
             raise OutputError(f"{error} (It is the folder of embeddings.folder.)") from None
         except FileNotFoundError as error:

@@ -38,6 +38,7 @@ class UltraSamRefiner(SamRefiner):
     """
 
     family: ClassVar[str] = "ultrasam"
+    passes_know_the_image: ClassVar[bool] = True
     options: UltraSamOptions
 
     @property

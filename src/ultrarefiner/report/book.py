@@ -17,6 +17,7 @@ from ultrarefiner.report.result_tables import (
     fold_table,
     holdout_table,
     leading_table,
+    single_table,
     subgroup_table,
     threshold_table,
 )
@@ -91,6 +92,7 @@ class DatasetTables:
         further: Tables that stand below it, folded: details, folds, subgroups, comparisons.
         holdout: The hold-out beside the folds.
         unseen: Results of models that were trained on other datasets, where ``leading`` has folds.
+        singles: The same by single models, of methods that have no ensemble.
         threshold: Coarse models at 0.5 and at the tuned threshold.
         gap: The gap to the oracle.
         calibration: Of coarse models.
@@ -102,6 +104,7 @@ class DatasetTables:
     further: list[Table] = field(default_factory=list)
     holdout: Table | None = None
     unseen: Table | None = None
+    singles: Table | None = None
     threshold: Table | None = None
     gap: Table | None = None
     calibration: Table | None = None
@@ -113,6 +116,7 @@ class DatasetTables:
         others = [
             self.holdout,
             self.unseen,
+            self.singles,
             self.threshold,
             self.gap,
             self.calibration,
@@ -287,6 +291,14 @@ def _dataset(data: Data, name: str, numbers: Numbers, methods: dict[str, list]) 
         title = f"Models of other training sets on {name}"
         tables.unseen = leading_table(
             data.numbers(name, "unseen"), others, reference, f"unseen_{name}", title
+        )
+    if "unseen" in there:
+        rows = data.scores[data.scores["dataset"].eq(name) & data.scores["evaluation"].eq("unseen")]
+        tables.singles = single_table(
+            data.numbers(name, "unseen"),
+            list_methods(rows, reference),
+            reference,
+            f"singles_{name}",
         )
     tables.threshold = threshold_table(numbers, mine, reference, f"threshold_{name}")
     tables.gap = gap_table(data.gap, name)

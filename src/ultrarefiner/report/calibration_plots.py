@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from ultrarefiner.report.plots import COLOURS, MARKERS, QUIET
 from ultrarefiner.report.tables import EVALUATIONS, fixed
 
 _COLUMNS = 3
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SHADES = {"folds": COLOURS["coarse"], "holdout": "#d55e00", "unseen": "#009e73"}
 
 
@@ -50,6 +54,7 @@ def draw_reliability(rows: pd.DataFrame) -> Figure:
         above.set_ylabel("" if place % columns else "Share of lesion")
         above.legend(loc="upper left")
         below.set_yscale("log")
+        below.yaxis.set_major_formatter(FuncFormatter(_power))
         below.set_ylabel("" if place % columns else "Pixels")
         below.set_xlabel("Probability")
         below.tick_params(labelbottom=True)
@@ -57,6 +62,11 @@ def draw_reliability(rows: pd.DataFrame) -> Figure:
         grid[2 * (place // columns), place % columns].set_visible(False)
         grid[2 * (place // columns) + 1, place % columns].set_visible(False)
     return figure
+
+
+def _power(value: float, _: int | None = None) -> str:
+    """Return a power of ten in plain characters: text of the figures is never math."""
+    return "10" + str(round(math.log10(value))).translate(_SUPERSCRIPTS)
 
 
 def describe_reliability(rows: pd.DataFrame, dataset: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
+from ultrarefiner.report.finetuning import finetuned, not_improved, untrained_prompts
 from ultrarefiner.report.results import Numbers
 from ultrarefiner.report.tables import EVALUATIONS, JOINT, MARKS, with_lesion
 
@@ -44,6 +45,7 @@ def caution(
         *_oracles(scores),
         *_selection(scores),
         *_by_image(provenance),
+        *_finetuning(cards, provenance.get("config") or {}),
         *_overlaps(overlaps),
         *_folds(scores, provenance),
         *_single(scores),
@@ -194,6 +196,24 @@ def _selection(scores: pd.DataFrame) -> list[Caution]:
     ]
 
 
+def _finetuning(cards: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Iterator[Caution]:
+    scratch = [name for name, row in finetuned(config).items() if row.scratch]
+    if scratch:
+        yield Caution(
+            f"Weights that began as random numbers: {', '.join(scratch)}. What they know is from "
+            "the training cases of this study alone."
+        )
+    if lines := not_improved(cards):
+        yield Caution(
+            f"Finetuning did not raise the validation Dice of {'; '.join(lines)}. The weights of "
+            "the best epoch were used all the same."
+        )
+    if names := untrained_prompts(config):
+        yield Caution(
+            f"Refiners compared with prompts that they never trained with: {'; '.join(names)}."
+        )
+
+
 def by_image(provenance: Mapping[str, Any]) -> list[str]:
     """Return the keys of the configuration for which folds were made by image; none: by group."""
     splits = (provenance.get("config") or {}).get("splits") or {}
@@ -255,12 +275,17 @@ def _misses(summary: pd.DataFrame) -> list[Caution]:
         numbers = Numbers(rows, rows.iloc[:0], dataset, evaluation)
         for method in sorted(set(rows["method"])):
             row = numbers.get(method, "dice") or numbers.get(method, "specificity")
-            if row and row["misses"]:
-                missed.append(f"{where}: {method} missed {row['misses']:g} of {row['n']:g}")
-            if row and row["false_positives"]:
-                count = f"{row['false_positives']:g}"
-                plural = "" if count == "1" else "s"
-                found.append(f"{where}: {method} in {count} image{plural}")
+            named = [(method, row)] if row else []
+            if numbers.only_singles(method):
+                each = numbers.singles(method) or numbers.singles(method, "specificity")
+                named = [(f"{method} (model of fold {row['fold']})", row) for row in each]
+            for name, row in named:
+                if row["misses"]:
+                    missed.append(f"{where}: {name} missed {row['misses']:g} of {row['n']:g}")
+                if row["false_positives"]:
+                    count = f"{row['false_positives']:g}"
+                    plural = "" if count == "1" else "s"
+                    found.append(f"{where}: {name} in {count} image{plural}")
     cautions = []
     if missed:
         cautions.append(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from ultrarefiner.report.results import NONE, Cell, Numbers, Row, Table, fixed, mean_cell
+from ultrarefiner.report.results import NONE, Cell, Numbers, Row, Table, mean_cell, single_cell
 from ultrarefiner.report.tables import MARKS, Method, list_methods
 
 _OVERLAP = "§"
-_OWN, _ALL = "own folds", "all folds' models"
+_OWN, _ALL, _EACH = "own folds", "all folds' models", "each fold's model alone"
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Pair:
         dataset: The dataset it is tested on.
         own: Whether the training set has the dataset: then it is tested by the folds.
         marks: Signs of weights that saw the dataset, and of shared images.
-        cell: Mean Dice of what stands for the method (folds or ensemble), with its interval.
+        cell: Mean Dice of what stands for the method (folds or ensemble), with its interval; the
+            mean over the single models, without one, where there is no ensemble of the method.
         single: Mean Dice over the single models, ± their standard deviation, where they differ.
         vote: Mean Dice of the majority vote.
         seen: Whether the weights saw the dataset.
@@ -40,6 +41,15 @@ class Pair:
     vote: Cell
     seen: str
     by: str = ""
+
+    @property
+    def words(self) -> str:
+        """What the single models reach, where that is more than the cell itself says."""
+        if not math.isfinite(self.single.value):
+            return ""
+        if self.by == _EACH:
+            return f"single models, ± {self.single.spread}"
+        return f"single {self.single.text} ± {self.single.spread}"
 
 
 @dataclass(frozen=True)
@@ -139,14 +149,15 @@ def _pair(row: object, found: Numbers, marks: str) -> Pair:
     own = row.evaluation == "folds"
     cell = mean_cell(found.get(row.method, "dice"), mark=marks, count=True)
     single = vote = NONE
+    by = _OWN if own else _ALL if found.main[1] == "all" else f"model of fold {found.main[1]}"
     if not own:
-        each = [found.get(row.method, "dice", who=("single", str(fold))) for fold in found.folds]
-        means = pd.Series([one["mean"] for one in each if one is not None], dtype=float)
-        if len(means) > 1:
-            spread = fixed(float(means.std(ddof=1)))
-            single = Cell(fixed(means.mean()), float(means.mean()), spread=spread)
+        each = found.singles(row.method)
+        single = single_cell(each) if len(each) > 1 else NONE
         vote = mean_cell(found.get(row.method, "dice", who=("vote", "all")))
-    by = _OWN if own else _ALL if found.ensembles else f"model of fold {found.main[1]}"
+        if found.only_singles(row.method):
+            by = _EACH
+            count = f"{each[0]['n']:g}" if each else ""
+            cell = replace(single_cell(each, mark=marks), spread="", count=count)
     return Pair(row.trained_on, row.dataset, own, marks, cell, single, vote, row.seen, by)
 
 
@@ -154,6 +165,11 @@ def explain(matrix: Matrix) -> str:
     """Return who predicted the cells that are not of the training set's own folds."""
     tested = [pair for pair in matrix.pairs.values() if not pair.own]
     where = "on a dataset that none of them was trained on"
+    if any(pair.by == _EACH for pair in tested):
+        return (
+            f"each fold's model refines the masks of that fold's coarse model, {where}; mean ± "
+            "standard deviation over these models, each alone, without an interval"
+        )
     if any(pair.by != _ALL for pair in tested):
         text = "a single model, on a dataset that it was not trained on"
     elif matrix.kind == "refined":
@@ -176,7 +192,7 @@ def matrix_table(matrix: Matrix) -> Table:
             if pair is None:
                 cells.append(NONE)
                 continue
-            note = _OWN if pair.own else _words(pair.single)
+            note = _OWN if pair.own else pair.words
             cells.append(
                 Cell(
                     pair.cell.text,
@@ -193,10 +209,6 @@ def matrix_table(matrix: Matrix) -> Table:
         f"set. The others: {explain(matrix)}."
     )
     return table
-
-
-def _words(single: Cell) -> str:
-    return f"single {single.text} ± {single.spread}" if math.isfinite(single.value) else ""
 
 
 def member_table(matrix: Matrix) -> Table:
@@ -216,6 +228,8 @@ def member_table(matrix: Matrix) -> Table:
                 continue
             count = float(pair.cell.count) if pair.cell.count else math.nan
             shown = Cell(pair.cell.text, pair.cell.value, low=pair.cell.low, high=pair.cell.high)
+            if pair.by == _EACH:
+                shown = NONE
             cells = [
                 Cell(dataset),
                 Cell(pair.by),

@@ -67,7 +67,7 @@ def _draw_cell(axes: object, x: int, y: int, pair: Pair, colour: tuple[float, ..
             )
         )
     style = {"ha": "center", "va": "center", "color": ink, "zorder": 3}
-    lines = [line for line in (_interval(pair), _single(pair)) if line]
+    lines = [line for line in (_interval(pair), pair.words) if line]
     top = {0: 0.0, 1: -0.13, 2: -0.22}[len(lines)]
     axes.text(x, y + top, f"{pair.cell.text} {pair.marks}".strip(), size=14, weight="bold", **style)
     for number, line in enumerate(lines):
@@ -76,12 +76,6 @@ def _draw_cell(axes: object, x: int, y: int, pair: Pair, colour: tuple[float, ..
 
 def _interval(pair: Pair) -> str:
     return f"[{pair.cell.low}, {pair.cell.high}]" if pair.cell.low else ""
-
-
-def _single(pair: Pair) -> str:
-    if not np.isfinite(pair.single.value):
-        return ""
-    return f"single {pair.single.text} ± {pair.single.spread}"
 
 
 def _luminance(colour: tuple[float, ...]) -> float:

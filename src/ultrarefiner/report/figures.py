@@ -54,7 +54,8 @@ def plot_scores(
         scores: ``scores.csv``, one row a case, method and member.
         summary: ``summary.csv``.
         histories: A dict for each trained model: ``dataset`` (its training set), ``model``,
-            ``fold``, ``path`` (CSV with the columns epoch, train_loss, val_dice).
+            ``fold`` (None: trained on all of them), ``path`` (CSV with the columns epoch,
+            train_loss, val_dice; of a refiner also val_coarse_dice).
         reference: The coarse method that refined ones start from.
         output: The folder; what it held before goes away.
         calibration: ``calibration.csv``, if there is one.
@@ -103,4 +104,5 @@ def by_trainset(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _read_history(path: str | Path) -> pd.DataFrame:
-    return read_table(path, HISTORY_COLUMNS, "train_coarse").sort_values("epoch", ignore_index=True)
+    table = read_table(path, HISTORY_COLUMNS, "train_coarse or train_refiner")
+    return table.sort_values("epoch", ignore_index=True)

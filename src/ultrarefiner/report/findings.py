@@ -80,11 +80,13 @@ def _find_on(data: Data, name: str) -> Finding:
     ]
     refined = compared[compared["method"].map(kinds).eq("refined")]
     coarse = _best(compared[compared["method"].map(kinds).eq("coarse")])
+    alone = _alone(data, name, evaluation, at)
     if len(refined):
         fresh = refined[refined["seen"].ne("yes")]
         chosen = fresh if len(fresh) else refined
         best = _best(chosen)
         finding = _finding(name, evaluation, best, len(chosen), len(refined))
+        finding = replace(finding, sentence=finding.sentence + alone)
         return _with_coarse(finding, coarse, max(best["mean_method"], best["mean_reference"]))
     mine = with_lesion(rows[rows["method"].eq(reference)])
     mean = fixed(mine["dice"].mean())
@@ -93,10 +95,27 @@ def _find_on(data: Data, name: str) -> Finding:
         return Finding(name, evaluation, "none", mean, "", reference, reference, "", sentence)
     sentence = (
         f"{reference} reaches a mean Dice of {mean} on {name} ({len(mine)} cases); no refined "
-        "method without oracle prompts was compared with it."
+        f"method without oracle prompts was compared with it.{alone}"
     )
     finding = Finding(name, evaluation, "none", mean, "", reference, reference, "", sentence)
     return _with_coarse(finding, coarse, mine["dice"].mean())
+
+
+def _alone(data: Data, name: str, evaluation: str, at: str) -> str:
+    """Return which refined methods are not among those compared, as no ensemble stands for them."""
+    numbers = data.numbers(name, evaluation)
+    rows = data.scores[data.scores["dataset"].eq(name) & data.scores["evaluation"].eq(evaluation)]
+    names = sorted(
+        method
+        for method in set(rows.loc[rows["kind"].eq("refined"), "method"])
+        if at_of(method) == at and numbers.only_singles(method)
+    )
+    if not names:
+        return ""
+    return (
+        f" Not compared here: {', '.join(names)}, with a model for each fold and none for all "
+        f"together; see “Model by model” on the page of {name}."
+    )
 
 
 def _best(compared: pd.DataFrame) -> pd.Series | None:

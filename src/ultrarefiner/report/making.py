@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
 
 from ultrarefiner.report.book import Data
+from ultrarefiner.report.finetuning import finetuned, finetuning_statements
 from ultrarefiner.report.tables import at_of
 
 
@@ -30,7 +31,8 @@ def statements(data: Data, provenance: Mapping[str, Any]) -> list[tuple[str, str
         ("Ensembles", _ensembles(data, compare)),
         ("Threshold", _threshold(data)),
         ("Prompt source", _prompts(data)),
-        ("Pretraining overlap", _seen(data)),
+        *finetuning_statements(config),
+        ("Pretraining overlap", _seen(data, bool(finetuned(config)))),
         ("Statistics", _statistics(config.get("report") or {})),
     ]
     return [(term, text) for term, text in lines if text]
@@ -114,6 +116,20 @@ def _ensembles(data: Data, compare: Mapping[str, Any]) -> str:
         "Cases that are in no fold are predicted by all folds' models together – "
         + "; ".join(words[name] for name in ("mean", "vote") if name in joint)
         + " – and by each alone. No member was trained on such a case."
+        + _alone(data)
+    )
+
+
+def _alone(data: Data) -> str:
+    """Return who has no ensemble, because each of its models goes with one coarse model."""
+    apart = data.scores[data.scores["evaluation"].ne("folds") & data.scores["kind"].ne("coarse")]
+    members = apart.groupby("method")["member"].agg(set)
+    names = _bases(members.index[members.map(lambda found: found == {"single"})])
+    if not names or "mean" not in set(data.scores["member"]):
+        return ""
+    return (
+        f" Of {', '.join(names)} each fold's model refines the masks of that fold's coarse model; "
+        "there is no ensemble of them, and they are compared model by model, without a test."
     )
 
 
@@ -145,7 +161,7 @@ def _bases(names: Iterable[str]) -> list[str]:
     return sorted({name.partition("@")[0] for name in names})
 
 
-def _seen(data: Data) -> str:
+def _seen(data: Data, trained_here: bool) -> str:
     rows = data.scores[data.scores["kind"].ne("coarse")]
     if rows.empty:
         return ""
@@ -166,6 +182,7 @@ def _seen(data: Data) -> str:
         "Weights of refiners, as their authors say what they were trained on – "
         + ". ".join(parts)
         + "."
+        + (" Of finetuned refiners: the weights that they began from." if trained_here else "")
     )
 
 
@@ -226,36 +243,6 @@ def describe_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {"lines": lines, "tables": tables}
 
 
-def describe_card(card: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a model's card and its ``threshold`` say, as a row of the table of models."""
-    architecture, config, metrics = card["architecture"], card["config"], card["metrics"]
-    size = architecture["image_size"]
-    sides = " × ".join(map(str, size)) if isinstance(size, list) else str(size)
-    values = {
-        "Trained on": card["dataset"],
-        "Model": card["name"],
-        "Fold": card["fold"],
-        "Architecture": f"{architecture['model']} at {sides} px",
-        "Seed": config["seed"],
-        "Epochs": config["epochs"],
-        "Epoch kept": metrics["epoch"],
-        "Val. Dice": f"{metrics['dice']:.3f}",
-        "Threshold": card["threshold"],
-        "Chosen on": card["selection"],
-        "Cases": len(card["trained_on"]),
-        "Parents": ", ".join(f"{name} ({digest[:12]})" for name, digest in card["parents"].items()),
-        "Licence": card["licence"],
-        "Revision": _short(card["versions"]["git_revision"]),
-        "SHA-256 of weights": card["weights_sha256"],
-    }
-    return {key: "–" if value in (None, "") else str(value) for key, value in values.items()}
-
-
-def _short(revision: str) -> str:
-    commit, plus, changes = revision.partition("+")
-    return (commit if " " in commit else commit[:12]) + plus + changes
-
-
 def plain(value: Any) -> str:
     """Return any plain value in words."""
     if value is None or value == "":
@@ -267,10 +254,3 @@ def plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(plain, value)) or "–"
     return str(value)
-
-
-def sorted_cards(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Return the rows of all cards, by training set, model and fold."""
-    keys = ("dataset", "name", "fold")
-    ordered = sorted(cards, key=lambda card: [str(card.get(key)) for key in keys])
-    return [describe_card(card) for card in ordered]

@@ -16,22 +16,23 @@ from markupsafe import Markup, escape
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.evaluation.subgroups import SIZES
 from ultrarefiner.io import read_json, write_text
+from ultrarefiner.models.cards import read_card
 from ultrarefiner.report.book import Data, make_book, read_data
 from ultrarefiner.report.cautions import by_image, caution
 from ultrarefiner.report.findings import find
+from ultrarefiner.report.finetuning import describe_sheet
 from ultrarefiner.report.making import (
     commands,
     config_yaml,
     describe_provenance,
-    sorted_cards,
     statements,
 )
+from ultrarefiner.report.model_cards import sorted_cards, source_tables
 from ultrarefiner.report.overlays import RANKS
-from ultrarefiner.report.pictures import embed_pictures
+from ultrarefiner.report.pictures import embed_pictures, embed_sheets
 from ultrarefiner.report.results import ORACLE_NOTE, Table
 from ultrarefiner.report.tables import EVALUATIONS, FOOTNOTES, MARKS, at_of, fixed, signed
 from ultrarefiner.report.views import anchor, cross_figures, curves, dataset_view
-from ultrarefiner.training.cards import read_card
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def write_report(
     calibration: str | Path | None = None,
     overlaps: str | Path | None = None,
     points: Sequence[str | Path] | str | Path | None = None,
+    failures: Sequence[str | Path] = (),
 ) -> None:
     """Write the report of a study as one HTML file.
 
@@ -77,6 +79,8 @@ def write_report(
         calibration: ``calibration.csv``, if there is one.
         overlaps: ``overlaps.csv``, if there is one.
         points: ``points.csv``, if points were analysed.
+        failures: Sheets of simulated failures that `ultrarefiner.report.contact_sheet` drew, each
+            called ``failures-{refiner}.png``.
 
     Raises:
         UltraRefinerError: An input is absent or damaged; the message names it.
@@ -92,6 +96,7 @@ def write_report(
     failed, failed_reduced = embed_pictures(Path(overlays), drawn.get("failures", []), "failures")
     config = provenance.get("config") or {}
     folder = Path(figures)
+    finetuned = {card["dataset"] for card in models if card["phase"] == "refiner"}
     page = (
         _environment()
         .get_template("page.html.j2")
@@ -105,16 +110,23 @@ def write_report(
                 data.scores, data.summary, data.overlaps, examined, models, provenance
             ),
             book=book,
-            datasets=[dataset_view(data, mine, folder, examined, config) for mine in book.datasets],
+            datasets=[
+                dataset_view(data, mine, folder, examined, config, finetuned)
+                for mine in book.datasets
+            ],
             gallery={name: _gallery(name, pictures) for name in data.datasets},
             reduced=reduced,
             cross=cross_figures(book, folder),
-            joint_curves=[curves(folder, name) for name in _unions(data, folder)],
+            joint_curves=[
+                curves(folder, name, name in finetuned) for name in _unions(data, folder)
+            ],
             failures=_failures(failed),
             failed_reduced=failed_reduced,
             statements=statements(data, provenance),
+            sheets=_sheets(failures, config),
             commands=commands(provenance),
             cards=sorted_cards(models),
+            behind=source_tables(models),
             provenance=describe_provenance(provenance),
             config=config_yaml(config),
             by_image=by_image(provenance),
@@ -193,6 +205,14 @@ def _gallery(name: str, pictures: list[dict[str, Any]]) -> dict[str, Any]:
         "method": mine[0]["method"] if mine else "",
         "ranks": [(rank, items) for rank, items in ranks if items],
     }
+
+
+def _sheets(failures: Sequence[str | Path], config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the sheets of simulated failures with their captions."""
+    return [
+        {**sheet, "caption": f"{describe_sheet(sheet['names'], config)} {sheet['reduced']}".strip()}
+        for sheet in embed_sheets([Path(path) for path in failures])
+    ]
 
 
 def _failures(failed: list[dict[str, Any]]) -> dict[str, Any]:

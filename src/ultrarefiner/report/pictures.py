@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,13 @@ from ultrarefiner.report.plots import COLOURS, INK, PAPER
 log = logging.getLogger(__name__)
 
 # Characters of base64 that the pictures may take; wider ones are tried first.
-_BUDGETS = {"gallery": 2_900_000, "failures": 2_900_000}
-_WIDTHS = {"gallery": (1640, 1200, 900, 660, 420, 300), "failures": (420, 340, 280, 220, 160)}
-_QUALITY = {"gallery": 86, "failures": 82}
+_BUDGETS = {"gallery": 2_900_000, "failures": 2_900_000, "sheets": 1_200_000}
+_WIDTHS = {
+    "gallery": (1640, 1200, 900, 660, 420, 300),
+    "failures": (420, 340, 280, 220, 160),
+    "sheets": (1160, 1040, 900, 760, 640, 480, 360),
+}
+_QUALITY = {"gallery": 86, "failures": 82, "sheets": 82}
 # Colours of the figures that follow the page from light to dark.
 _THEMED = {INK: "currentColor", COLOURS["coarse"]: "var(--accent)", PAPER: "var(--ground)"}
 
@@ -104,6 +109,48 @@ def embed_pictures(
     if told:
         told.append("The folder overlays beside it has all of them as drawn.")
     return shown, " ".join(told)
+
+
+def embed_sheets(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return sheets of simulated failures with their pixels as data URIs, within their budget.
+
+    Refiners that learn from the same failures have the same sheet; it is there once.
+
+    Args:
+        paths: The PNGs, ``failures-{refiner}.png``.
+
+    Returns:
+        Dicts of ``names`` (the refiners), ``data``, ``width``, ``height`` (pixels as shown) and
+        ``reduced`` (what was reduced, in words; nothing if the sheet is as drawn).
+
+    Raises:
+        UltraRefinerError: A sheet is not there.
+    """
+    names: dict[bytes, list[str]] = {}
+    for path in paths:
+        if not path.is_file():
+            raise UltraRefinerError(f"{path} is missing; run draw_failures again.")
+        names.setdefault(path.read_bytes(), []).append(path.stem.removeprefix("failures-"))
+    first = {path.stem.removeprefix("failures-"): path for path in paths}
+    pixels = [read_rgb(first[mine[0]]) for mine in names.values()]
+    data, width = [], 0
+    for width in _WIDTHS["sheets"]:
+        data = [_jpeg(image, width, _QUALITY["sheets"]) for image in pixels]
+        if sum(map(len, data)) <= _BUDGETS["sheets"]:
+            break
+    sheets = []
+    for mine, image, uri in zip(names.values(), pixels, data, strict=True):
+        height, drawn = image.shape[:2]
+        shown = min(drawn, width)
+        told = (
+            f"To keep this file small, it is {shown} pixels wide here; failures-{mine[0]}.png beside "
+            "this file is as drawn."
+            if shown < drawn
+            else ""
+        )
+        size = {"width": shown, "height": round(height * shown / drawn)}
+        sheets.append({"names": mine, "data": uri, **size, "reduced": told})
+    return sheets
 
 
 def _within(pictures: list[dict[str, Any]], data: list[str], budget: int) -> list[int]:

@@ -32,6 +32,8 @@ _FOLDS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a
 _LABELS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9")
 MARKERS = ("o", "^", "s", "D", "v")
 MANY_POINTS = 2000
+# Column of the history of a refiner: Dice of the masks that it is validated on.
+_COARSE = "val_coarse_dice"
 # Inches: the width of the page's text at 96 pixels an inch.
 _WIDTH = 11.4
 STYLE = {
@@ -200,19 +202,29 @@ def draw_scatters(rows: pd.DataFrame, methods: list[Method], reference: str) -> 
 def draw_curves(histories: list[Mapping[str, Any]]) -> Figure:
     """Return training curves, a row for each model: training loss and validation Dice per fold.
 
+    Refiners come after the coarse models. The Dice of the coarse masks that they are validated on
+    is a dashed line in the colour of the fold: above it, refining helps.
+
     Args:
-        histories: Dicts with ``model``, ``fold`` and ``table`` (epoch, train_loss, val_dice).
+        histories: Dicts with ``model``, ``fold`` (None: trained on all folds) and ``table``
+            (epoch, train_loss, val_dice; of a refiner also val_coarse_dice).
     """
-    models = sorted({str(item["model"]) for item in histories})
+    refiners = {str(item["model"]) for item in histories if _COARSE in item["table"]}
+    models = sorted(
+        {str(item["model"]) for item in histories}, key=lambda name: (name in refiners, name)
+    )
     figure = Figure(figsize=(_WIDTH, 3.1 * len(models) + 0.25), layout="constrained")
     grid = figure.subplots(len(models), 2, squeeze=False)
     for (left, right), model in zip(grid, models, strict=True):
         mine = [item for item in histories if str(item["model"]) == model]
-        for item in sorted(mine, key=lambda item: int(item["fold"])):
-            table, fold = item["table"], int(item["fold"])
-            colour = _FOLDS[fold % len(_FOLDS)]
-            _line(left, table, "train_loss", colour, f"fold {fold}")
-            _line(right, table, "val_dice", colour, f"fold {fold}")
+        for item in sorted(mine, key=lambda item: int(item["fold"] or 0)):
+            table, fold = item["table"], item["fold"]
+            colour = _FOLDS[int(fold or 0) % len(_FOLDS)]
+            label = "all folds" if fold is None else f"fold {int(fold)}"
+            _line(left, table, "train_loss", colour, label)
+            _line(right, table, "val_dice", colour, label)
+            if model in refiners:
+                _line(right, table, _COARSE, colour, None, lw=1.2, linestyle="--", alpha=0.75)
             if (best := _best_row(table)) is not None:
                 right.scatter(
                     table["epoch"][best],
@@ -224,22 +236,35 @@ def draw_curves(histories: list[Mapping[str, Any]]) -> Figure:
                     linewidths=0.8,
                     zorder=4,
                 )
-        left.set_title(f"{model}: training loss")
-        right.set_title(f"{model}: validation Dice (star: epoch kept)")
+        name = f"{model} ({'refiner' if model in refiners else 'coarse'})"
+        left.set_title(f"{name}: training loss")
+        right.set_title(f"{name}: validation Dice (star: epoch kept)")
+        if model in refiners:
+            right.plot([], [], color=QUIET, lw=1.2, linestyle="--", label="coarse masks")
         for axes in (left, right):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set_xlabel("Epoch")
         right.set_xlabel("Epoch")
         left.set_ylim(bottom=0.0)
-        right.legend(loc="lower right", ncols=1 + len(mine) // 4)
+        right.legend(loc="lower right", ncols=1 + (len(mine) + (model in refiners)) // 4)
     return figure
 
 
-def _line(axes: Axes, table: pd.DataFrame, column: str, colour: str, label: str) -> None:
+def _line(
+    axes: Axes,
+    table: pd.DataFrame,
+    column: str,
+    colour: str,
+    label: str | None,
+    lw: float = 1.6,
+    **style: Any,
+) -> None:
     # Epochs without a validation have no value; the line goes on to the next one.
     known = table[table[column].notna()]
     marker = "o" if len(known) < 3 else None
-    axes.plot(known["epoch"], known[column], color=colour, lw=1.6, label=label, marker=marker)
+    axes.plot(
+        known["epoch"], known[column], color=colour, lw=lw, label=label, marker=marker, **style
+    )
 
 
 def _best_row(table: pd.DataFrame) -> int | None:

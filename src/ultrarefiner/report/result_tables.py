@@ -16,6 +16,7 @@ from ultrarefiner.report.results import (
     mean_cell,
     mean_of,
     method_row,
+    single_cell,
 )
 from ultrarefiner.report.tables import JOINT, Method
 
@@ -24,6 +25,11 @@ _DIGITS = {"hd95_px": 1, "hd95_mm": 2, "assd_px": 1}
 _LEADING = ("dice", "iou", "hd95_px", "hd95_mm")
 _DETAILED = ("hd95_px", "hd95_mm", "hd95_share", "assd_px", "nsd", "precision", "recall")
 _SPECIFICITY = "specificity"
+_APART = (
+    "A refiner that is finetuned on each fold has no ensemble: the model of a fold refines the masks "
+    "of that fold's coarse model. Its Δ Dice is the mean over the models, each against the coarse "
+    "model of its fold on the same cases; it is not tested."
+)
 DIMENSIONS = {
     "label": "By class",
     "size": "By size of the lesion",
@@ -181,15 +187,60 @@ def holdout_table(
         for who in members:
             cells.append(mean_cell(held.get(method.name, "dice", who=who), count=True))
         row = held.difference(method.name)
-        cells += difference_cells(row, held.reach(), method.base == reference)
+        compared = difference_cells(row, held.reach(), method.base == reference)
+        if held.only_singles(method.name):
+            compared[0] = held.single_difference(method.name, f"{reference}{method.at}")
+        cells += compared
         table.rows.append(method_row(method, cells, reference))
+    apart = any(held.only_singles(method.name) for method in methods)
     table.caption = (
         "Mean Dice with 95 % confidence interval. Folds: cross-validation, from the table above. "
         "The other columns: cases that were kept out of every fold, predicted by the model of each "
         "fold and by all together (mean: mean probability; vote: strict majority of the masks). "
         "Refined methods start from the mean. The differences are those of the ensemble mean."
+        + (f" {_APART}" if apart else "")
     )
     return table
+
+
+def single_table(
+    numbers: Numbers, methods: list[Method], reference: str, name: str
+) -> Table | None:
+    """Return the methods without an ensemble beside their references; None without any.
+
+    Args:
+        numbers: An evaluation on cases that no model was trained on.
+        methods: All methods of it, those with an ensemble included.
+        reference: The coarse method that others are compared with.
+        name: Name of the table.
+    """
+    apart = [method for method in methods if numbers.only_singles(method.name)]
+    starts = {f"{reference}{method.at}" for method in apart}
+    table = Table(name, "Model by model", "Method", ["n"])
+    table.columns += [f"Model of fold {fold}" for fold in numbers.folds]
+    table.columns += ["Mean of the models", "Δ Dice"]
+    for method in methods:
+        if method not in apart and method.name not in starts:
+            continue
+        rows = numbers.singles(method.name)
+        if not rows:
+            continue
+        each = [
+            mean_cell(numbers.get(method.name, "dice", who=("single", str(fold))))
+            for fold in numbers.folds
+        ]
+        difference = (
+            numbers.single_difference(method.name, f"{reference}{method.at}")
+            if method in apart
+            else Cell("reference")
+        )
+        cells = [count_cell(rows[0]["n"]), *each, single_cell(rows), difference]
+        table.rows.append(method_row(method, cells, reference))
+    table.caption = (
+        f"Mean Dice with 95 % confidence interval, by the model of each fold alone. {_APART} ± is "
+        "the standard deviation over the models."
+    )
+    return table if apart and table.rows else None
 
 
 def subgroup_table(

@@ -6,7 +6,8 @@ The page, the CSV files and the LaTeX files are made from the same `Table`, so t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,11 +166,11 @@ class Numbers:
         self.folds = sorted({int(key[3]) for key in self._summary if key[3] != "all"})
         members = {key[1] for key in self._summary}
         self.ensembles = [name for name in ("mean", "vote") if name in members]
-        # Who stands for a method: all folds together, the ensemble, or the only model.
+        # Who stands for a method, as in main_rows: all folds together, the ensemble, or one model.
         if evaluation == "folds":
             self.main = ("single", "all")
-        elif self.ensembles:
-            self.main = (self.ensembles[0], "all")
+        elif "mean" in members:
+            self.main = ("mean", "all")
         else:
             self.main = ("single", str(self.folds[0]) if self.folds else "all")
 
@@ -190,6 +191,46 @@ class Numbers:
         """
         member, fold = who or self.main
         return self._summary.get((method, member, subgroup, fold, metric))
+
+    def singles(self, method: str, metric: str = "dice") -> list[dict[str, Any]]:
+        """Return the rows of each fold's model alone, where these predict the same cases."""
+        if self.evaluation == "folds":
+            return []
+        rows = [self.get(method, metric, who=("single", str(fold))) for fold in self.folds]
+        return [row for row in rows if row is not None]
+
+    def only_singles(self, method: str) -> bool:
+        """Return whether a method has no ensemble where others have one.
+
+        So it is with a refiner that is finetuned on each fold: its models go each with the coarse
+        model of its fold.
+        """
+        if self.main != ("mean", "all"):
+            return False
+        metrics = ("dice", "specificity")
+        return not any(self.get(method, name) for name in metrics) and any(
+            self.singles(method, name) for name in metrics
+        )
+
+    def single_difference(self, method: str, reference: str) -> Cell:
+        """Return the difference of Dice between single models of a method and of its reference.
+
+        The mean over the folds' models, each against the reference's model of the same fold, on
+        the same cases; models are not independent of each other, so there is no test.
+
+        Args:
+            method: The method.
+            reference: The coarse method with models of the same training set.
+        """
+        mine, other = (
+            {row["fold"]: row for row in self.singles(name)} for name in (method, reference)
+        )
+        # Of equal cases the mean of the paired differences is the difference of the means.
+        if not mine or any(row["n"] != other.get(fold, {}).get("n") for fold, row in mine.items()):
+            return NONE
+        each = [row["mean"] - other[fold]["mean"] for fold, row in mine.items()]
+        mean, better = sum(each) / len(each), sum(value > 0 for value in each)
+        return Cell(signed(mean), mean, note=f"better by {better} of {len(each)} models")
 
     def subgroups(self, dimension: str) -> list[str]:
         """Return the subgroups of a dimension (``label``, ``size``, ...) in the summary's order."""
@@ -243,6 +284,16 @@ def mean_cell(
         mark=mark,
         best=best,
     )
+
+
+def single_cell(rows: Sequence[Mapping[str, Any]], digits: int = 3, mark: str = "") -> Cell:
+    """Return the cell of the mean over single models, ± their standard deviation."""
+    means = [mean_of(row) for row in rows]
+    if not means:
+        return NONE
+    mean = sum(means) / len(means)
+    spread = fixed(statistics.stdev(means), digits) if len(means) > 1 else ""
+    return Cell(fixed(mean, digits), mean, spread=spread, mark=mark)
 
 
 def ends(row: Mapping[str, Any], low: str, high: str, digits: int = 3) -> tuple[str, str]:

@@ -60,16 +60,8 @@ _NUMBERS = (
     *("holm_p", "groups", "group_wilcoxon_p", "group_holm_p", "better", "worse", "equal"),
     *("rank_biserial", "cohens_dz", "dice_coarse", "dice_method", "dice_oracle", "gap"),
     *("closed", "closed_low", "closed_high", "bin", "low", "high", "pixels"),
-    *(
-        "mean_probability",
-        "lesion_share",
-        "ece",
-        "brier",
-        "ece_near",
-        "epoch",
-        "train_loss",
-        "val_dice",
-    ),
+    *("mean_probability", "lesion_share", "ece", "brier", "ece_near"),
+    *("epoch", "train_loss", "val_dice", "val_coarse_dice"),
 )
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
 _NO_PROMPT = {"", "none", "-"}

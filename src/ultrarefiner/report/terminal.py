@@ -19,6 +19,7 @@ from ultrarefiner.report.results import (
     difference_cells,
     mean_cell,
     method_row,
+    single_cell,
 )
 from ultrarefiner.report.tables import (
     COMPARISON_COLUMNS,
@@ -65,19 +66,28 @@ def _table(means: pd.DataFrame, compared: pd.DataFrame, evaluation: str, referen
     for column in ("n", "Dice", "Δ Dice", "IoU", "HD95 px", "missed"):
         table.add_column(column, justify="right")
     rows = means[means["evaluation"].eq(evaluation) & means["dataset"].ne(MACRO)]
-    marks = set()
+    marks, alone = set(), False
     for dataset in sorted(set(rows["dataset"]), key=lambda name: (name == POOLED, name)):
         numbers = Numbers(means, compared, dataset, evaluation)
         for method in list_methods(rows[rows["dataset"].eq(dataset)], reference):
-            row = method_row(method, _cells(numbers, method, reference), reference)
+            apart = numbers.only_singles(method.name)
+            cells = (_single_cells if apart else _cells)(numbers, method, reference)
+            row = method_row(method, cells, reference)
             marks |= set(method.mark)
-            table.add_row(dataset, Text(row.label), _who(numbers), *map(_line, row.cells))
+            alone |= apart
+            who = "each fold's model" if apart else _who(numbers)
+            table.add_row(dataset, Text(row.label), who, *map(_line, row.cells))
         table.add_section()
     notes = [text for mark, text in FOOTNOTES.items() if mark in marks]
     note = (
         f"Δ Dice: paired difference to {reference} of the same training set; that of a second "
         "training set is compared with the first one's."
     )
+    if alone:
+        notes.append(
+            "Each fold's model: there is no ensemble; mean ± standard deviation over the models, "
+            "each against the coarse model of its fold."
+        )
     table.caption = Text("\n".join([note, *notes]))
     table.caption_justify = "left"
     return table
@@ -98,12 +108,27 @@ def _cells(numbers: Numbers, method: Method, reference: str) -> list[Cell]:
     ]
 
 
+def _single_cells(numbers: Numbers, method: Method, reference: str) -> list[Cell]:
+    """Return the cells of a method that has a model for each fold, and none for all together."""
+    rows = numbers.singles(method.name)
+    iou, distance = (numbers.singles(method.name, name) for name in ("iou", "hd95_px"))
+    return [
+        _count(rows[0] if rows else None, "n"),
+        single_cell(rows),
+        numbers.single_difference(method.name, f"{reference}{method.at}"),
+        single_cell(iou),
+        single_cell(distance, digits=1),
+        NONE,
+    ]
+
+
 def _count(row: Mapping[str, Any] | None, name: str) -> Cell:
     return NONE if row is None else count_cell(row[name])
 
 
 def _line(cell: Cell) -> str:
-    return " ".join([cell.text, *cell.lines])
+    spread = [f"± {cell.spread}"] if cell.spread else []
+    return " ".join([cell.text, *spread, *cell.lines])
 
 
 def _who(numbers: Numbers) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ def dataset_view(
     folder: Path,
     checks: Sequence[Mapping[str, Any]],
     config: Mapping[str, Any],
+    finetuned: Collection[str] = (),
 ) -> DatasetView:
     """Return the page of a dataset.
 
@@ -81,6 +82,7 @@ def dataset_view(
         folder: The figures.
         checks: Reports of the dataset check.
         config: The study's configuration; may be empty.
+        finetuned: Training sets that refiners were finetuned on.
 
     Raises:
         UltraRefinerError: A figure is not there.
@@ -92,12 +94,14 @@ def dataset_view(
         key=name,
         id=anchor(name),
         role=role,
-        sections=list(_sections(data, tables, folder)),
+        sections=list(_sections(data, tables, folder, name in finetuned)),
         facts=list(_facts(data, name, checks, config)),
     )
 
 
-def _sections(data: Data, tables: DatasetTables, folder: Path) -> Iterator[Section]:
+def _sections(
+    data: Data, tables: DatasetTables, folder: Path, finetuned: bool
+) -> Iterator[Section]:
     name = tables.dataset
     rows = with_lesion(main_rows(data.scores, name))
     methods = list_methods(rows, data.reference)
@@ -113,6 +117,8 @@ def _sections(data: Data, tables: DatasetTables, folder: Path) -> Iterator[Secti
         yield Section("Hold-out", [tables.holdout])
     if tables.unseen:
         yield Section("Tested by models of other training sets", [tables.unseen])
+    if tables.singles:
+        yield Section(tables.singles.title, [tables.singles])
     if tables.gap:
         yield Section("How much of the oracle's lead is reached", [tables.gap])
     if tables.threshold:
@@ -130,17 +136,22 @@ def _sections(data: Data, tables: DatasetTables, folder: Path) -> Iterator[Secti
         yield Section("Point prompts", [tables.points], list(_points(data, name, folder)))
     # A study may score masks of models that were trained elsewhere; then there are no curves.
     if (folder / f"curves_{name}.svg").is_file():
-        yield Section("Training", figures=[curves(folder, name)])
+        yield Section("Training", figures=[curves(folder, name, finetuned)])
 
 
-def curves(folder: Path, trainset: str) -> Figure:
-    """Return the training curves of the models of a training set."""
+def curves(folder: Path, trainset: str, finetuned: bool = False) -> Figure:
+    """Return the training curves of the models of a training set, finetuned ones included."""
     words = f"Training loss and validation Dice by epoch for each fold of {trainset}."
     return Figure(
         inline_svg(folder / f"curves_{trainset}.svg", words),
         f"Training on {trainset}.",
         "Left: training loss, right: Dice on the validation cases. One line for each fold; the star "
-        "marks the epoch whose weights were kept.",
+        "marks the epoch whose weights were kept."
+        + (
+            " Dashed: the Dice of the coarse masks that a refiner is validated on."
+            if finetuned
+            else ""
+        ),
     )
 
 

@@ -13,6 +13,7 @@ from ultrarefiner.prompts import PROMPTS
 from ultrarefiner.refine import REFINERS, parse_options
 from ultrarefiner.registry import unknown_name
 from ultrarefiner.study.checks_data import data_problems
+from ultrarefiner.study.checks_finetune import finetune_problems
 
 
 def problems(config: StudyConfig) -> list[str]:
@@ -25,6 +26,7 @@ def problems(config: StudyConfig) -> list[str]:
         *_check_weights(config),
         *_check_prompt_fits(config),
         *_check_points(config),
+        *finetune_problems(config),
     ]
 
 
@@ -80,7 +82,8 @@ def _check_refiner(name: str, row: RefinerConfig) -> Iterator[str]:
         yield f"refiners.{name}: {error}"
         return
     family = REFINERS[row.family]
-    if family.needs_weights and row.weights is None:
+    scratch = row.finetune is not None and row.finetune.scratch is not None
+    if family.needs_weights and row.weights is None and not scratch:
         yield f"refiners.{name}.weights: missing; family {row.family} needs a file or a known name"
     if not family.needs_weights and row.weights is not None:
         yield f"refiners.{name}.weights: family {row.family} takes none; remove the key"

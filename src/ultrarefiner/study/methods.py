@@ -108,6 +108,9 @@ def sources(config: StudyConfig, dataset: str) -> Iterator[tuple[str, bool]]:
 def parts(config: StudyConfig, dataset: str, method: Method, own_folds: bool) -> list[Part]:
     """Return the parts of a dataset that a method is applied to.
 
+    A refiner that is finetuned on each fold has a model for each model of the coarse masks, and none
+    for their ensemble; one that is finetuned on all folds is applied to other datasets only.
+
     Args:
         config: The study.
         dataset: The dataset.
@@ -118,7 +121,11 @@ def parts(config: StudyConfig, dataset: str, method: Method, own_folds: bool) ->
     single = [f"fold{fold}" for fold in folds]
     # The ensemble of one model is that model.
     joint = list(dict.fromkeys(config.compare.ensembles)) if len(folds) > 1 else []
-    mean = [name for name in joint if name == "mean"]
+    finetune = config.refiners[method.refiner].finetune if method.refiner else None
+    each = finetune is not None and finetune.on == "fold"  # no model of it is that of the ensemble
+    mean = [name for name in joint if name == "mean" and not each]
+    if own_folds and finetune is not None and finetune.on == "all":
+        return []
     if not own_folds:
         plain = method.refiner is None and not method.tuned
         return _held_back("unseen", single + joint if plain else mean or single)
@@ -140,6 +147,21 @@ def shelved(config: StudyConfig, methods: list[Method]) -> Iterator[Shelved]:
             for method in methods:
                 for part in parts(config, dataset, method, own_folds):
                     yield Shelved(dataset, replace(method, at=at), part)
+
+
+def stands(shelf: list[Shelved], method: str) -> bool:
+    """Return whether some evaluation has one predictor, or the mean of all, for a method.
+
+    Elsewhere the models of several folds predict the same cases, each for itself.
+    """
+    found: dict[tuple[str, str], list[Part]] = {}
+    for one in shelf:
+        if one.method.name == method:
+            found.setdefault((one.dataset, one.part.evaluation), []).append(one.part)
+    return any(
+        evaluation == "folds" or len(mine) == 1 or any(part.member == "mean" for part in mine)
+        for (_, evaluation), mine in found.items()
+    )
 
 
 def calibrated(shelf: list[Shelved], dataset: str, coarse: str) -> list[Part]:

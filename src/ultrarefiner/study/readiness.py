@@ -5,8 +5,9 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from ultrarefiner.config import DatasetConfig, StudyConfig
+from ultrarefiner.config import DatasetConfig, FinetuneConfig, StudyConfig
 from ultrarefiner.errors import ConfigError, UltraRefinerError
 from ultrarefiner.io import require_writable
 from ultrarefiner.models import MODELS
@@ -65,8 +66,22 @@ def _missing_pretrained(config: StudyConfig, name: str) -> Iterator[str]:
 
 def _unusable_weights(config: StudyConfig, name: str) -> Iterator[str]:
     row = config.refiners[name]
-    if row.weights is not None and not to_be_fetched(row.weights):
-        try:
-            load_refiner(row.family, row.weights, "cpu", **row.options)
-        except UltraRefinerError as error:
-            yield f"refiners.{name}.weights: {error}"
+    if row.weights is None or to_be_fetched(row.weights):
+        return
+    try:
+        refiner = load_refiner(row.family, row.weights, "cpu", **row.options)
+    except UltraRefinerError as error:
+        yield f"refiners.{name}.weights: {error}"
+        return
+    if row.finetune is not None:
+        yield from _untrainable(name, refiner.sam, row.finetune)
+
+
+def _untrainable(name: str, sam: Any, finetune: FinetuneConfig) -> Iterator[str]:
+    """Yield what keeps a model from being trained so: fewer blocks than are to train, for example."""
+    from ultrarefiner.models.trainable import set_trainable  # loads torch, which planning does not
+
+    try:
+        set_trainable(sam, finetune)
+    except ConfigError as error:
+        yield f"refiners.{name}.finetune: {error}"

@@ -11,16 +11,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ultrarefiner.config import RefinerConfig, StudyConfig, WindowRecipe, load_config
+from ultrarefiner.config import StudyConfig, WindowRecipe, load_config
 from ultrarefiner.datasets import DATASETS
-from ultrarefiner.datasets.parts import Part
+from ultrarefiner.datasets.parts import Part, parse_part
 from ultrarefiner.errors import ConfigError
-from ultrarefiner.io import json_sha256
-from ultrarefiner.models.weights import WEIGHTS, planned_file, registered, weights_name
+from ultrarefiner.models.weights import WEIGHTS, planned_file, registered
 from ultrarefiner.refine import REFINERS, parse_options
 from ultrarefiner.study import methods as table
 from ultrarefiner.study.checks import problems
+from ultrarefiner.study.finetuning import Finetuning, Fitted
 from ultrarefiner.study.methods import Method, Shelved
+from ultrarefiner.study.naming import embedding_options, embeddings_name
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,23 @@ class Study:
     def applied(self) -> dict[str, Method]:
         """The methods by name, also as they are applied with models of other training sets."""
         return {one.method.name: one.method for one in self.shelf}
+
+    @cached_property
+    def finetuning(self) -> Finetuning:
+        """The finetuned refiners, and what their models are made from."""
+        return Finetuning(self.config)
+
+    @cached_property
+    def models(self) -> list[Fitted]:
+        """Every trained model: the coarse ones, then the finetuned ones."""
+        folds = [f"fold{fold}" for fold in self.folds]
+        coarse = [
+            Fitted(trainset, name, fold)
+            for trainset in self.trainsets
+            for name in self.coarse
+            for fold in folds
+        ]
+        return coarse + self.finetuning.models(self.shelf)
 
     @cached_property
     def trainsets(self) -> dict[str, list[str]]:
@@ -117,10 +135,17 @@ class Study:
 
     @cached_property
     def oracle_pairs(self) -> list[dict[str, str]]:
-        """The refined methods that have an oracle: prompted alike, but from the truth."""
+        """The refined methods that have an oracle: prompted alike, but from the truth.
+
+        Not those that several models apply to the same cases with none that stands for them all.
+        """
         prompts = self.config.prompts
         plain = {name: row.model_dump(exclude={"source"}) for name, row in prompts.items()}
-        mine = [method for method in self.applied.values() if method.refiner]
+        mine = [
+            method
+            for method in self.applied.values()
+            if method.refiner and table.stands(self.shelf, method.name)
+        ]
         return [
             {"method": one.name, "oracle_method": other.name}
             for one in mine
@@ -151,19 +176,8 @@ class Study:
         return self.config.datasets[dataset].layout or dataset
 
     def embeddings_of(self, refiner: str) -> str | None:
-        """Return the name under which a refiner's embeddings are shelved; None: it has none.
-
-        The weights' name; the family follows where a file of the user's own is not plain SAM's, and
-        digits where an option that changes embeddings is not the default.
-        """
-        row = self.config.refiners[refiner]
-        if not REFINERS[row.family].shelves_embeddings or row.weights is None:
-            return None
-        options = _embedding_options(row)
-        # One file may be read as two families, and their frames differ.
-        suffix = "" if registered(row.weights) or row.family == "sam" else f"_{row.family}"
-        suffix += f"_{json_sha256(options)[:8]}" if options else ""
-        return weights_name(row.weights) + suffix
+        """Return the name under which a refiner's embeddings are shelved; None: it has none."""
+        return embeddings_name(self.config, refiner)
 
     def view_of(self, prompt: str) -> View:
         """Return what a refiner sees of an image in a prompt mode."""
@@ -184,7 +198,8 @@ class Study:
         shelving = [name for name in self.config.compare.refine if self.embeddings_of(name)]
         prompts = {p: None for name in shelving for p in self.config.compare.refine[name]}
         views = {view.name: view for view in map(self.view_of, prompts)}
-        if self.config.points and set(shelving) & set(self.config.points.refiners):
+        pointed = set(self.config.points.refiners if self.config.points else [])
+        if any(name in pointed or self.finetuning.embeds(name) for name in shelving):
             views[self.full_view.name] = self.full_view
         return views
 
@@ -224,26 +239,110 @@ class Study:
         """Return the options with which embeddings are made."""
         sharing = [self.config.refiners[refiner] for refiner in self._sharing(name)]
         compiled = any(row.options.get("compile") for row in sharing)
-        return _embedding_options(sharing[0]) | ({"compile": True} if compiled else {})
+        return embedding_options(sharing[0]) | ({"compile": True} if compiled else {})
 
     def embeds_full_images(self, name: str, evaluation: str) -> bool:
         """Return whether full images of a part are encoded under a weights name, beside any crops.
 
         Args:
             name: Weights name.
-            evaluation: Of the part: "folds", "holdout" or "unseen". Points are analysed in folds.
+            evaluation: Of the part: "folds", "holdout" or "unseen". Points are analysed in folds,
+                and refiners are trained on them.
         """
-        prompts = (
-            p for refiner in self._sharing(name) for p in self.config.compare.refine[refiner]
+        sharing = self._sharing(name)
+        if evaluation == "folds":
+            points = set(self.config.points.refiners if self.config.points else [])
+            if any(one in points or self.finetuning.embeds(one) for one in sharing):
+                return True
+        return any(
+            self.view_of(prompt).window is None
+            for refiner in sharing
+            if self.finetuning.applies(refiner, evaluation)
+            for prompt in self.config.compare.refine[refiner]
         )
-        analysed = self.config.points is not None and evaluation == "folds"
-        points = set(self.config.points.refiners if analysed else [])
-        return bool(points & set(self._sharing(name))) or any(
-            self.view_of(prompt).window is None for prompt in prompts
-        )
+
+    def index(self, refiner: str, view: View, dataset: str, at: str, part: Part) -> str | None:
+        """Return the index of the embeddings of a view on a part; None: the refiner has none.
+
+        Args:
+            refiner: Name of the refiner.
+            view: What it sees.
+            dataset: The dataset.
+            at: What the models were trained on; see ``Method``.
+            part: The part of the dataset.
+        """
+        name = self.embeddings_of(refiner)
+        if name is None:
+            return None
+        base = f"results/{self.config.run}/{dataset}/embeddings/{name}/{view.name}"
+        alike = view.window is None or view.oracle
+        if alike and not self.finetuning.changes_encoder(refiner):
+            # The same whoever predicts, so it is made once for the cases.
+            return f"{base}/{part.cases}.csv"
+        return f"{base}{at}/{part.name}.csv"
+
+    def shared_indices(self, name: str, view: View, dataset: str, at: str, part: Part) -> list[str]:
+        """Return the indices of full images that an embedding job waits for, as it may share files.
+
+        Args:
+            name: Weights name.
+            view: What the job encodes.
+            dataset: The dataset.
+            at: What the models were trained on; see ``Method``.
+            part: The part of the dataset.
+        """
+        refiner, full = self.embedders[name], self.full_view
+        if view.window is not None:
+            if not self.embeds_full_images(name, part.evaluation):
+                return []
+            return [self.index(refiner, full, dataset, at, part)]
+        if part.evaluation != "unseen":
+            return []
+        mine = [one for one in self.shelf if one.dataset == dataset]
+        if self.finetuning.changes_encoder(refiner):
+            if self.finetuning.of(refiner).on == "fold":
+                return []
+            # One model, on the same images in each of the parts.
+            first = next(o for o in mine if (o.method.refiner, o.method.at) == (refiner, at)).part
+            return [] if part == first else [self.index(refiner, full, dataset, at, first)]
+        # All images of the dataset: those of its folds and its hold-out are encoded by their own jobs.
+        own = {one.part for one in mine if self.embeds_full_images(name, one.part.evaluation)}
+        cases = sorted({some.cases for some in own} - {"unseen"})
+        return [self.index(refiner, full, dataset, at, parse_part(name)) for name in cases]
+
+    def training_indices(self, trainset: str, refiner: str, fit: str) -> list[str]:
+        """Return the indices of the images that a refiner trains on, where it needs no more of them.
+
+        They follow from the fit alone: a further prompt mode or fold must train nothing again.
+        """
+        if not self.finetuning.embeds(refiner):
+            return []
+        mine = None if self.config.splits.protocol == "seed" else fit
+        folds = [f"fold{fold}" for fold in range(self.config.splits.folds)]
+        return [
+            self.index(refiner, self.full_view, dataset, "", parse_part(fold))
+            for dataset in self.trainsets[trainset]
+            for fold in folds
+            if fold != mine  # what a fold reports on no other role of it holds
+        ]
 
     def _sharing(self, name: str) -> list[str]:
         return [row for row in self.config.compare.refine if self.embeddings_of(row) == name]
+
+    def training_start(self, trainset: str, refiner: str, fit: str) -> dict[str, Any]:
+        """Return what a finetuned model is called, what it begins as and where it is trained."""
+        row, options = self.config.refiners[refiner], self.refiner_options(refiner)
+        return {
+            "name": refiner,
+            "trainset": trainset,
+            "fit": fit,
+            "family": row.family,
+            "weights": row.weights,
+            # Neither moved copies of a prompt nor a compiled encoder have a part in training.
+            "options": {k: v for k, v in options.items() if k not in ("jitter", "compile")},
+            "protocol": self.config.splits.protocol,
+            "device": self.config.device,
+        }
 
     def refiner_options(self, refiner: str) -> dict[str, Any]:
         """Return a refiner's own keys, presets resolved, without those that say the default."""
@@ -251,16 +350,6 @@ class Study:
         default = REFINERS[row.family].options().model_dump(mode="json")
         given = parse_options(row.family, row.options).model_dump(mode="json")
         return {key: value for key, value in sorted(given.items()) if value != default[key]}
-
-
-def _embedding_options(row: RefinerConfig) -> dict[str, Any]:
-    """Return the options that change an embedding, presets resolved, where they are no defaults."""
-    family = REFINERS[row.family]
-    options, default = parse_options(row.family, row.options), family.options()
-    names = sorted(family.embedding_options)
-    return {
-        name: value for name in names if (value := getattr(options, name)) != getattr(default, name)
-    }
 
 
 def load_study(values: Mapping[str, Any]) -> Study:

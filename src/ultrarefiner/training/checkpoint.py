@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from ultrarefiner import __version__
 from ultrarefiner.errors import WeightsError
 from ultrarefiner.io import atomic_path, file_sha256
 from ultrarefiner.models import MODELS, build_model
+from ultrarefiner.models.cards import check_leak, read_card, write_card
+from ultrarefiner.models.weights import WEIGHTS
 from ultrarefiner.provenance import git_revision
-from ultrarefiner.training.cards import check_leak, read_card, write_card
+from ultrarefiner.training.data import PreparedCases
 
 __all__ = [
     "check_leak",
+    "licences",
     "load_model",
     "load_weights",
     "read_card",
@@ -41,6 +45,20 @@ def versions() -> dict[str, str]:
         "lightning_fabric": lightning_fabric.__version__,
         "numpy": np.__version__,
     }
+
+
+def licences(source: PreparedCases, trainset: str, parents: Mapping[str, str]) -> str:
+    """Return on whose terms a trained model stands: those of its data and of its starting weights.
+
+    Args:
+        source: The prepared cases.
+        trainset: Name of what it trained on.
+        parents: SHA-256 of the starting weights by file name.
+    """
+    known = {row.file: row.licence for row in WEIGHTS.values()}
+    terms = [f"{file}: {known.get(file, 'see its source')}" for file in parents]
+    datasets = source.folders if len(source.folders) > 1 else [trainset]
+    return "; ".join([*(f"dataset {name}: see its terms" for name in datasets), *terms])
 
 
 def save_weights(path: str | Path, state: dict[str, torch.Tensor]) -> None:

@@ -16,13 +16,13 @@ from ultrarefiner.datasets.splits import read_split
 from ultrarefiner.errors import ConfigError, SplitError, WeightsError
 from ultrarefiner.io import file_sha256
 from ultrarefiner.models import MODELS, build_model, height_width, plan_model, unusable_keys
+from ultrarefiner.models.cards import write_card
 from ultrarefiner.models.transunet import load_imagenet21k
-from ultrarefiner.models.weights import WEIGHTS, locate_weights
+from ultrarefiner.models.weights import locate_weights
 from ultrarefiner.models.weights_record import checked_sha256
 from ultrarefiner.runtime import choose_device, seed_everything
 from ultrarefiner.training import console
-from ultrarefiner.training.cards import write_card
-from ultrarefiner.training.checkpoint import save_weights, versions
+from ultrarefiner.training.checkpoint import licences, save_weights, versions
 from ultrarefiner.training.counts import confusion_counts, mean_measures
 from ultrarefiner.training.data import (
     CoarseData,
@@ -227,7 +227,7 @@ def train_coarse(
             "selected_on": list(validation.cases),
             "parents": parents,
             "weights_sha256": file_sha256(model),
-            "licence": _licence(source, trainset, parents),
+            "licence": licences(source, trainset, parents),
             "versions": versions(),
             "fingerprint": resume.fingerprint,
         },
@@ -235,13 +235,6 @@ def train_coarse(
     best = {"rows": result.rows, "best_epoch": result.best_epoch, "metrics": result.metrics}
     resume.finish(best, result.best_epoch, model)
     _say_best(result, selection, len(roles["validation"]), model)
-
-
-def _licence(source: PreparedCases, trainset: str, parents: dict[str, str]) -> str:
-    known = {row.file: row.licence for row in WEIGHTS.values()}
-    terms = [f"{file}: {known.get(file, 'see its source')}" for file in parents]
-    datasets = source.folders if len(source.folders) > 1 else [trainset]
-    return "; ".join([*(f"dataset {name}: see its terms" for name in datasets), *terms])
 
 
 def _header(

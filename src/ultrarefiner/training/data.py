@@ -65,9 +65,21 @@ class PreparedCases:
         """Return uint8 (H, W, 3) RGB and uint8 (H, W) in {0, 1}; see ``read_prepared``."""
         return read_prepared(self.folder(case), case)
 
+    def digests(self, cases: Sequence[str]) -> dict[str, str]:
+        """Return for each case the SHA-256 of its image and label."""
+        return {case: pixels_sha256(*self.read(case)) for case in cases}
+
     def sizes(self, cases: Sequence[str]) -> list[tuple[int, int]]:
         """Return height and width of each case."""
         return [self.read(case)[1].shape for case in cases]
+
+
+def pixels_sha256(image: np.ndarray, label: np.ndarray) -> str:
+    """Return the SHA-256 of an image and its label."""
+    digest = hashlib.sha256(repr(image.shape).encode())
+    digest.update(np.ascontiguousarray(image))
+    digest.update(np.ascontiguousarray(label))
+    return digest.hexdigest()
 
 
 def resize_image(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
@@ -146,10 +158,7 @@ class CoarseData:
         truths, digests = [], {}
         for index, case in enumerate(cases):
             image, label = source.read(case)
-            digest = hashlib.sha256(repr(image.shape).encode())
-            digest.update(np.ascontiguousarray(image))
-            digest.update(np.ascontiguousarray(label))
-            digests[case] = digest.hexdigest()
+            digests[case] = pixels_sha256(image, label)
             images[index] = resize_image(image, size)
             labels[index] = resize_label(label, size)
             if with_truths:

@@ -25,6 +25,8 @@ from ultrarefiner.io import item_seed, write_rows
 from ultrarefiner.runtime import choose_device, seed_everything
 from ultrarefiner.training import console
 from ultrarefiner.training.resume import ResumeFolder
+from ultrarefiner.training.schedules import learning_rate
+from ultrarefiner.training.schedules import poly_lr as poly_lr
 from ultrarefiner.training.signals import Check, stop_on_signal
 
 log = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How to train; the fields of the same name in ``CoarseConfig`` say what each means.
+    """How to train; fields of the same name in ``CoarseConfig`` or ``FinetuneConfig`` say more.
 
     Attributes:
         selection: The validation metric whose highest value chooses the model; of equal ones the
@@ -72,6 +74,8 @@ class EngineSettings:
     nesterov: bool = False
     weight_decay: float = 1e-4
     power: float = 0.9
+    schedule: Literal["poly", "cosine"] = "poly"
+    warmup: float = 0.0
     grad_clip: float | None = None
     accumulate: int = 1
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
@@ -95,18 +99,6 @@ class FitResult:
     rows: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
-
-
-def poly_lr(base: float, step: int, steps: int, power: float) -> float:
-    """Return the learning rate of optimizer step ``step``: base * (1 - step / steps) ** power.
-
-    Args:
-        base: Rate of the first step.
-        step: Number of steps already taken.
-        steps: Steps of the whole training.
-        power: Exponent; 0 keeps the rate constant.
-    """
-    return base * (1 - step / steps) ** power
 
 
 def set_train_mode(model: nn.Module) -> None:
@@ -260,7 +252,7 @@ class _Run:
         seed_everything(item_seed(settings.seed, "epoch", epoch))
         set_train_mode(self.task.model)
         groups = _groups(self.task.batch_sizes(epoch), settings.accumulate)
-        rate = poly_lr(settings.lr, self.step, self.steps, settings.power)
+        rate = learning_rate(settings, self.step, self.steps)
         losses, observed = [], []
         title = f"epoch {epoch + 1}/{settings.epochs}"
         with tqdm(total=len(groups), desc=title, disable=None, leave=False) as bar:
@@ -288,7 +280,7 @@ class _Run:
     def _take_step(self) -> None:
         settings = self.settings
         for group in self.optimizer.param_groups:
-            group["lr"] = poly_lr(settings.lr, self.step, self.steps, settings.power)
+            group["lr"] = learning_rate(settings, self.step, self.steps)
         if settings.grad_clip is not None:
             # With a gradient scaler an infinite gradient is normal: the scaler skips the step.
             self.fabric.clip_gradients(

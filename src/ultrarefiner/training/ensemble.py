@@ -14,7 +14,7 @@ from ultrarefiner import images
 from ultrarefiner.datasets.parts import read_part
 from ultrarefiner.errors import SplitError, UltraRefinerError
 from ultrarefiner.io import atomic_directory
-from ultrarefiner.training.cards import check_leak, read_card, read_threshold
+from ultrarefiner.models.cards import check_leak, read_card, read_threshold
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Losses of the coarse models."""
+"""Losses of the coarse models, and those of the reference's phases as one number for a batch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+
+from ultrarefiner.config import RefinerLossConfig
+from ultrarefiner.training.refiner_losses import refiner_loss
 
 
 def _one_hot(target: torch.Tensor, classes: int) -> torch.Tensor:
@@ -122,3 +125,97 @@ def deep_supervision_loss(
         for weight, output in zip(weights, outputs, strict=True)
     ]
     return torch.stack(terms).sum(0)
+
+
+def quality_aware_loss(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    coarse: torch.Tensor,
+    change_penalty: float = 0.5,
+    *,
+    focal: float = 0.5,
+    iou_prediction: torch.Tensor | None = None,
+    iou: float = 0.1,
+    change: str = "quality",
+) -> torch.Tensor:
+    """Return the loss of finetuning a refiner: the mean of ``refiner_loss`` over the batch.
+
+    Binary cross entropy + soft Dice + ``focal`` x focal loss + ``change_penalty`` x change penalty
+    + ``iou`` x error of the predicted IoU. As it stands this is the reference's loss for augmented
+    and online training, whose IoU term comes in with ``iou_prediction``; that of its offline and
+    hybrid training has ``focal=0, change="correct_pixels"`` and no IoU term.
+
+    Args:
+        logits: (B, H, W).
+        target: (B, H, W), bool or 0 and 1.
+        coarse: (B, H, W), probability of the mask that the prompt was made from.
+        change_penalty: Weight of the change penalty.
+        focal: Weight of the focal loss, gamma 2.
+        iou_prediction: (B,), the IoU predicted for these logits; none: without that term.
+        iou: Weight of the IoU term.
+        change: What the change penalty is weighted by, ``quality`` or ``correct_pixels``; see
+            ``refiner_losses.change_penalty``.
+
+    Returns:
+        float32 scalar.
+
+    Raises:
+        UltraRefinerError: The masks have not the same size.
+        ConfigError: Unknown ``change``.
+    """
+    # Unchecked, so that an unknown `change` meets the registry, which names the known ones.
+    weights = RefinerLossConfig.model_construct(
+        focal=focal, iou=iou, change_penalty=change_penalty, change=change
+    )
+    return refiner_loss(logits, target, coarse, iou_prediction, weights).mean()
+
+
+def end_to_end_loss(
+    coarse_logits: torch.Tensor,
+    refined_logits: torch.Tensor,
+    target: torch.Tensor,
+    coarse_weight: float = 0.5,
+    refined_weight: float = 0.5,
+    *,
+    probabilities: bool = False,
+) -> torch.Tensor:
+    """Return the loss of training coarse model and refiner as one, over the whole batch.
+
+    ``coarse_weight`` x ``dice_ce_loss`` of the coarse logits + ``refined_weight`` x (half binary
+    cross entropy, half ``1 - (2 sum(q t) + 1e-5) / (sum(q) + sum(t) + 1e-5)`` with sums over the
+    batch) of the refined ones; the reference's formula. Each term is taken on its own logits' grid,
+    to which the target is brought by its nearest pixels.
+
+    Args:
+        coarse_logits: (B, K, h, w); class 0 is the background.
+        refined_logits: (B, H, W), of any foreground.
+        target: Class of each pixel, any integer or float type, (B, h, w), (B, H, W) or another
+            size of the same field of view.
+        coarse_weight: Weight of the coarse term.
+        refined_weight: Weight of the refined term.
+        probabilities: ``refined_logits`` holds probabilities, as a gate between coarse and refined
+            mask gives them; their cross entropy is that of [1e-7, 1 - 1e-7].
+
+    Returns:
+        float32 scalar.
+    """
+    coarse_term = dice_ce_loss(coarse_logits, _on_grid(target, coarse_logits))
+    refined, t = refined_logits.float(), (_on_grid(target, refined_logits) > 0).float()
+    if probabilities:
+        q, safe = refined, refined.clamp(1e-7, 1 - 1e-7)
+        # Not by PyTorch's function, which autocast forbids.
+        entropy = -(t * safe.log() + (1 - t) * (1 - safe).log()).mean()
+    else:
+        q, entropy = refined.sigmoid(), F.binary_cross_entropy_with_logits(refined, t)
+    dice_term = 1 - (2 * (q * t).sum() + 1e-5) / ((q + t).sum() + 1e-5)
+    return coarse_weight * coarse_term + refined_weight * (0.5 * entropy + 0.5 * dice_term)
+
+
+def _on_grid(target: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Bring classes (B, H, W) to the grid of logits (..., h, w), by their nearest pixels."""
+    size = logits.shape[-2:]
+    if target.shape[-2:] == size:
+        return target
+    # The pixel whose middle is nearest: whole factors give the same as the reference's rounding
+    # down, others are not shifted by it.
+    return F.interpolate(target[:, None].float(), size, mode="nearest-exact")[:, 0]

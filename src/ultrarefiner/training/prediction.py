@@ -18,8 +18,8 @@ from ultrarefiner import images
 from ultrarefiner.datasets.parts import parse_part, read_part
 from ultrarefiner.datasets.splits import read_split
 from ultrarefiner.io import atomic_directory, write_json
+from ultrarefiner.models.cards import check_fold, check_leak, read_threshold
 from ultrarefiner.runtime import choose_device
-from ultrarefiner.training.cards import check_fold, check_leak, read_threshold
 from ultrarefiner.training.checkpoint import load_model
 from ultrarefiner.training.data import CoarseData, Prepared, PreparedCases, as_input
 
@@ -116,7 +116,7 @@ def predict(
             yield Prediction(start + offset, logits[offset], enlarge(probability, *shape))
 
 
-def _predict_cases(
+def predict_cases(
     net: nn.Module, card: dict[str, Any], prepared: Prepared, cases: list[str], flips: bool
 ) -> Iterator[tuple[str, Prediction, np.ndarray]]:
     """Give case id, prediction and truth of each case, with one batch in memory at a time."""
@@ -176,7 +176,7 @@ def predict_coarse(
         folders = [
             stack.enter_context(atomic_directory(path)) for path in (masks, tuned, probabilities)
         ]
-        for case, one, _ in _predict_cases(net, facts, prepared, cases, flips):
+        for case, one, _ in predict_cases(net, facts, prepared, cases, flips):
             name = f"{case}.png"
             # Masks come of the float probability, not of its rounded picture.
             images.write_mask(folders[0] / name, one.mask)
@@ -235,7 +235,7 @@ def choose_threshold(
     net.to(choose_device(device))
     curves = [
         _dice_curve(one.probability, truth)
-        for _, one, truth in _predict_cases(net, facts, prepared, cases, flips)
+        for _, one, truth in predict_cases(net, facts, prepared, cases, flips)
         if truth.any()
     ]
     means = [float(mean) for mean in np.mean(curves, axis=0)] if curves else []

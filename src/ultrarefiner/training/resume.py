@@ -39,7 +39,13 @@ def code_digest() -> str:
     """Return the SHA-256 of the code that decides what a training gives."""
     root = Path(ultrarefiner.__file__).parent
     digest = hashlib.sha256()
-    for pattern in ("datasets/loader.py", "models/*.py", "training/*.py"):
+    for pattern in (
+        "datasets/loader.py",
+        "prompts/*.py",
+        "models/*.py",
+        "refine/*.py",
+        "training/*.py",
+    ):
         for path in sorted(root.glob(pattern)):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
@@ -187,16 +193,21 @@ class ResumeFolder:
             )
         return state
 
-    def finish(self, state: dict[str, Any], best_epoch: int, model: Path) -> None:
+    def finish(self, state: dict[str, Any], best_epoch: int, model: Path | None) -> None:
         """Keep the result of a finished training, and nothing that only training needs.
 
         Args:
             state: History and best metrics.
             best_epoch: Epoch of the best model.
             model: Its weights under their final name; kept here as a second name of the same
-                file where the file system can, so that they take no more room.
+                file where the file system can, so that they take no more room. None: the final
+                file is another than the saved one, which stays.
         """
-        second = self._best(best_epoch)
+        if model is not None:
+            self._link(model, self._best(best_epoch))
+        self.save({**state, "finished": True, "code": code_digest()}, best_epoch)
+
+    def _link(self, model: Path, second: Path) -> None:
         linked = second.with_name(f".partial-{second.name}")
         linked.unlink(missing_ok=True)
         try:
@@ -204,7 +215,6 @@ class ResumeFolder:
             os.replace(linked, second)
         except OSError as error:
             log.info("%s keeps a copy of the weights: %s", self.folder, error.strerror)
-        self.save({**state, "finished": True, "code": code_digest()}, best_epoch)
 
     def save(self, state: dict[str, Any], best_epoch: int | None) -> None:
         """Write the state of an epoch, then drop best models that it does not name.

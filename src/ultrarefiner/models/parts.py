@@ -1,0 +1,55 @@
+"""The parts of a promptable model: which parameter is whose, and the blocks of its encoder."""
+
+from __future__ import annotations
+
+from segment_anything.modeling import ImageEncoderViT, Sam
+from torch import nn
+
+from ultrarefiner.config.finetuning import PARTS, Part
+from ultrarefiner.errors import ConfigError
+
+# How the names of parameters begin; the first match counts.
+_BEGINNINGS: tuple[tuple[str, Part], ...] = (
+    ("image_encoder.", "encoder"),
+    ("prompt_encoder.", "prompt_encoder"),
+    ("mask_decoder.output_upscaling.", "head"),
+    ("mask_decoder.output_hypernetworks_mlps.", "head"),
+    ("mask_decoder.iou_prediction_head.", "head"),
+    ("mask_decoder.", "decoder"),
+)
+
+
+def part_of(name: str) -> Part:
+    """Return the part that a SAM's parameter or module of this name belongs to.
+
+    The head is what makes masks and predicted IoUs of the decoder's tokens; the decoder is its
+    transformer and the tokens themselves.
+
+    Raises:
+        ValueError: No SAM has such a name.
+    """
+    for beginning, part in _BEGINNINGS:
+        if f"{name}.".startswith(beginning):
+            return part
+    raise ValueError(f"'{name}' is in no part of a SAM ({', '.join(PARTS)})")
+
+
+def vit_encoder(sam: Sam, wish: str, instead: str) -> ImageEncoderViT:
+    """Return a model's image encoder, if it is a ViT: one row of equal blocks.
+
+    Args:
+        sam: The model.
+        wish: What needs such an encoder, for the error message.
+        instead: What to do without it, for the error message.
+
+    Raises:
+        ConfigError: It is another one, such as MobileSAM's TinyViT.
+    """
+    encoder: nn.Module = sam.image_encoder
+    if not isinstance(encoder, ImageEncoderViT):
+        kind = type(encoder).__name__.removesuffix("Encoder")
+        raise ConfigError(
+            f"{wish} needs the image encoder of SAM, a row of equal blocks; this model's is a "
+            f"{kind}, which has no such blocks. {instead}."
+        )
+    return encoder

@@ -1,0 +1,41 @@
+"""The names under which embeddings are shelved: equal names, equal embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ultrarefiner.config import RefinerConfig, StudyConfig
+from ultrarefiner.io import json_sha256
+from ultrarefiner.models.weights import registered, weights_name
+from ultrarefiner.refine import REFINERS, parse_options
+
+
+def embeddings_name(config: StudyConfig, refiner: str) -> str | None:
+    """Return the name under which a refiner's embeddings are shelved; None: it has none.
+
+    The weights' name; the family follows where a file of the user's own is not plain SAM's, and
+    digits where an option that changes embeddings is not the default. Where finetuning changes the
+    encoder it is the refiner's own name: each of its models has embeddings of its own.
+    """
+    row = config.refiners[refiner]
+    if not REFINERS[row.family].shelves_embeddings:
+        return None
+    if row.finetune is not None and row.finetune.encoder_changes:
+        return refiner
+    if row.weights is None:
+        return None
+    options = embedding_options(row)
+    # One file may be read as two families, and their frames differ.
+    suffix = "" if registered(row.weights) or row.family == "sam" else f"_{row.family}"
+    suffix += f"_{json_sha256(options)[:8]}" if options else ""
+    return weights_name(row.weights) + suffix
+
+
+def embedding_options(row: RefinerConfig) -> dict[str, Any]:
+    """Return the options that change an embedding, presets resolved, where they are no defaults."""
+    family = REFINERS[row.family]
+    options, default = parse_options(row.family, row.options), family.options()
+    names = sorted(family.embedding_options)
+    return {
+        name: value for name in names if (value := getattr(options, name)) != getattr(default, name)
+    }

@@ -1,0 +1,1 @@
+"""Errors that coarse networks make, drawn on true masks: how each kind is made. No torch."""

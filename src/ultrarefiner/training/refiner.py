@@ -1,0 +1,371 @@
+"""Finetuning of promptable models, on one fold of a dataset or of several together."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ultrarefiner.config import FinetuneConfig
+from ultrarefiner.datasets.fits import read_fit
+from ultrarefiner.datasets.inner import read_groups
+from ultrarefiner.errors import LeakError, UltraRefinerError
+from ultrarefiner.io import file_sha256
+from ultrarefiner.models.cards import card_beside, upstream, write_card
+from ultrarefiner.models.export import save_sam
+from ultrarefiner.models.finetuned import ENCODER_OF
+from ultrarefiner.models.lora import merge_lora
+from ultrarefiner.models.scratch import build_scratch
+from ultrarefiner.models.trainable import TrainableSummary, set_trainable
+from ultrarefiner.models.weights import locate_weights
+from ultrarefiner.models.weights_record import checked_sha256
+from ultrarefiner.refine import REFINERS, load_refiner, parse_options
+from ultrarefiner.refine.sam import SamRefiner
+from ultrarefiner.refine.shelf import Shelf
+from ultrarefiner.registry import resolve
+from ultrarefiner.runtime import choose_device, seed_everything
+from ultrarefiner.training import console, engine
+from ultrarefiner.training.checkpoint import licences, versions
+from ultrarefiner.training.crop_items import CropItem, read_crops
+from ultrarefiner.training.data import Prepared, PreparedCases
+from ultrarefiner.training.engine import EngineSettings, FitResult
+from ultrarefiner.training.failures import read_failures
+from ultrarefiner.training.features import Features, Pixels
+from ultrarefiner.training.inner import PredictionSource, read_inner_predictions
+from ultrarefiner.training.refiner_items import Items
+from ultrarefiner.training.refiner_samples import View
+from ultrarefiner.training.refiner_task import RefinerTask
+from ultrarefiner.training.resume import ResumeFolder
+
+log = logging.getLogger(__name__)
+
+ALL = "all"
+"""Name of the fit that trains on every fold."""
+
+
+def train_refiner(
+    config: FinetuneConfig,
+    family: str,
+    weights: str | None,
+    options: Mapping[str, Any],
+    name: str,
+    trainset: str,
+    prepared: Prepared,
+    splits: str | Path,
+    fit: str,
+    protocol: str,
+    failures: Sequence[str | Path],
+    predictions: Sequence[str | Path],
+    cards: Sequence[str | Path],
+    crops: str | Path | None,
+    shelf: str | Path,
+    limit_gb: float,
+    model: str | Path,
+    card: str | Path,
+    history: str | Path,
+    device: str = "auto",
+    overlaps: str | Path | None = None,
+) -> None:
+    """Finetune a promptable model on one fold and write the weights of its best epoch.
+
+    The best epoch has the highest mean Dice of the validation items at original size; what they are
+    is fixed. State between runs lies in ``resume/`` beside the model. LoRA layers are merged, so
+    that the file is a plain checkpoint of its family.
+
+    Args:
+        config: The finetuning.
+        family: Row of ``REFINERS``.
+        weights: File or name of the weights to begin from; None with ``config.scratch``.
+        options: The refiner row's own keys.
+        name: Name of the refiner in the study.
+        trainset: Name of the dataset, or of the union of datasets, that it trains on.
+        prepared: Folder ``{dataset}/prepared``, or those of all datasets of the union.
+        splits: ``splits.csv`` of the trainset.
+        fit: ``fold0`` and so on, or ``all``; see ``read_fit``.
+        protocol: ``nested`` or ``seed``.
+        failures: Tables of written failures, for data that have ``copies`` of them; each beside
+            the folder of its masks, ``x.csv`` beside ``x/``.
+        predictions: Folders of out-of-fold predictions, of all inner folds, for data that need
+            them.
+        cards: Cards of the models that made them, in the same order.
+        crops: Folder of exported crops, for ``data: crops``.
+        shelf: Folder of the shelf of embeddings.
+        limit_gb: Its limit in 10^9 bytes.
+        model: Weights to write.
+        card: Card to write.
+        history: CSV to write, one row an epoch.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        overlaps: Table of images that datasets of a union share, for groups across datasets.
+
+    Raises:
+        ConfigError: Unknown family or option, or parts that this model does not have.
+        WeightsError: The starting weights are absent, damaged or another model's.
+        SplitError: The fit has no training or validation cases.
+        LeakError: A model that predicts for the training has seen cases that it must not.
+        UltraRefinerError: A mask or a crop is absent or damaged.
+        SystemExit: SIGTERM came (status 143); the next run goes on from the last finished epoch.
+    """
+    model, splits = Path(model), Path(splits)
+    roles = read_fit(splits, fit)
+    seed_everything(config.seed)
+    refiner, parents = _starting_refiner(config, family, weights, options, device)
+    encoder = "" if config.encoder_changes else _digest(refiner.sam.image_encoder)
+    summary = set_trainable(refiner.sam, config)
+    source = PreparedCases(prepared)
+    made = [PredictionSource(Path(a), Path(b)) for a, b in zip(cards, predictions, strict=True)]
+    inputs = _read_inputs(config, roles, read_groups(splits, overlaps), failures, made, crops)
+    items = Items(
+        config,
+        source,
+        inputs.cases(roles["train"]),
+        inputs.cases(roles["validation"]),
+        inputs.failures,
+        inputs.predictions,
+        inputs.crops,
+    )
+    store = None
+    if config.cache != "none":
+        store = Shelf(shelf, round(limit_gb * 1e9), len(items.train), config.cache)
+    features = Features(refiner, store)
+    task = RefinerTask(config, refiner, features, items)
+    resume = ResumeFolder(
+        model.parent / "resume",
+        {
+            "config": config.recipe(),
+            "refiner": {"family": family, "options": dict(options)},
+            "splits": {"train": list(items.train), "validation": list(items.validation)},
+            "cases": source.digests([*items.train, *items.validation]),
+            "inputs": inputs.digests,
+            "parents": parents,
+        },
+    )
+    settings = _settings(config, device, model.parent / "tensorboard")
+    if resume.is_empty:
+        shutil.rmtree(model.parent / "tensorboard", ignore_errors=True)
+    log.info("%s", _header(config, name, trainset, fit, task, summary, parents, settings))
+    features.prepare(*_pictures(task))
+    task.model.eval()
+    before = task.validate(lambda: None)
+    log.info("before training: Dice %.4f, coarse %.4f", before["dice"], before["coarse_dice"])
+    result = engine.fit(task, settings, resume, history)
+    merge_lora(refiner.sam)
+    about = {"family": family}
+    if not config.encoder_changes:
+        if _digest(refiner.sam.image_encoder) != encoder:
+            raise UltraRefinerError(
+                f"the frozen encoder of {name} changed in training; its embeddings would be wrong. "
+                "Please report this with the log."
+            )
+        about[ENCODER_OF] = refiner.weights_sha256
+    save_sam(model, refiner.sam, family, about)
+    write_card(
+        card,
+        {
+            "architecture": {
+                "model": family,
+                "options": dict(options),
+                "image_size": refiner.sam.image_encoder.img_size,
+            },
+            "phase": "refiner",
+            "name": name,
+            "dataset": trainset,
+            "fold": None if fit == ALL else int(fit.removeprefix("fold")),
+            "protocol": protocol,
+            "config": config.model_dump(mode="json"),
+            "metrics": {
+                "epoch": result.best_epoch,
+                **result.metrics,
+                "dice_before": before["dice"],
+            },
+            "selection": "reported fold" if protocol == "seed" else "validation",
+            # What was read, not what was asked for: the leak guard relies on it.
+            "trained_on": list(items.train),
+            "selected_on": list(items.validation),
+            "parents": parents,
+            "weights_sha256": file_sha256(model),
+            "licence": licences(source, trainset, parents),
+            "versions": versions(),
+            "fingerprint": resume.fingerprint,
+            **_sources(inputs, None if config.scratch else weights),
+        },
+    )
+    best = {"rows": result.rows, "best_epoch": result.best_epoch, "metrics": result.metrics}
+    resume.finish(best, result.best_epoch, None)
+    _say_best(result, before, model)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What is read beside the prepared cases, by case; None where the data need none."""
+
+    failures: dict[str, list[Path]] | None = None
+    predictions: dict[str, Path] | None = None
+    crops: dict[str, list[CropItem]] | None = None
+    models: list[dict[str, Any]] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def cases(self, cases: Sequence[str]) -> list[str]:
+        """Return those of the cases that can train or validate: of crops, those that have one."""
+        return [case for case in cases if self.crops is None or case in self.crops]
+
+
+def _read_inputs(
+    config: FinetuneConfig,
+    roles: Mapping[str, Sequence[str]],
+    groups: Mapping[str, str],
+    failures: Sequence[str | Path],
+    predictions: Sequence[PredictionSource],
+    crops: str | Path | None,
+) -> _Inputs:
+    mine = [*roles["train"], *roles["validation"]]
+    written = found = cut = None
+    models: list[dict[str, Any]] = []
+    digests = {}
+    if config.simulates and config.copies is not None:
+        written = {
+            case: [Path(table).with_suffix("") / one.file for one in rows]
+            for table in failures
+            for case, rows in read_failures(table).items()
+        }
+        digests = {f"failures {i}": file_sha256(table) for i, table in enumerate(failures)}
+    if config.predicts:
+        made = read_inner_predictions(predictions, mine, roles["reported"], groups)
+        found, models = made.files, made.provenance
+        digests |= {f"prediction of {case}": file_sha256(path) for case, path in found.items()}
+    if config.data == "crops":
+        cut = _crops_by_case(Path(str(crops)), roles)
+        files = [one.path for items in cut.values() for one in items]
+        digests |= {f"crop {path.name}": file_sha256(path) for path in files}
+    return _Inputs(written, found, cut, models, digests)
+
+
+def _crops_by_case(folder: Path, roles: Mapping[str, Sequence[str]]) -> dict[str, list[CropItem]]:
+    by_case: dict[str, list[CropItem]] = {}
+    for role in ("train", "validation"):
+        for one in read_crops(folder, role):
+            if one.case not in roles[role]:
+                raise LeakError(
+                    f"{folder} has {one.case} for {role}, which it is not for in splits.csv. Delete "
+                    "the folder and run crop_dataset again."
+                )
+            by_case.setdefault(one.case, []).append(one)
+    return by_case
+
+
+def _starting_refiner(
+    config: FinetuneConfig,
+    family: str,
+    weights: str | None,
+    options: Mapping[str, Any],
+    device: str,
+) -> tuple[SamRefiner, dict[str, str]]:
+    """Return the refiner to train, and the SHA-256 of the weights it begins as, by file name."""
+    if config.scratch is None:
+        refiner = load_refiner(family, weights, device, **options)
+        path = locate_weights(weights)
+        return refiner, {path.name: checked_sha256(path)}
+    sam = build_scratch(config.scratch, config.seed)
+    kind = resolve(REFINERS[family].target)
+    refiner = kind.of_model(sam, _digest(sam), device, parse_options(family, dict(options)))
+    return refiner, {}
+
+
+def _sources(inputs: _Inputs, weights: str | None) -> dict[str, Any]:
+    """Return which models had a part in the making: who predicted, and what training began as."""
+    known = card_beside(weights)
+    sources = {"models": inputs.models, "parents": upstream(known) if known else []}
+    found = {name: entries for name, entries in sources.items() if entries}
+    return {"sources": found} if found else {}
+
+
+def _digest(module: nn.Module) -> str:
+    """Return a SHA-256 of a module's tensors, whatever LoRA layers are called."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value.cpu().numpy()))
+    return digest.hexdigest()
+
+
+def _pictures(task: RefinerTask) -> tuple[Iterator[tuple[str, bool, Pixels]], int]:
+    """Return every picture that training and validation show, once each, and how many they are."""
+    trained = [item for choices in task.items.slots for item in choices]
+    flips = [
+        flip for flip, used in ((False, task.config.hflip < 1), (True, task.config.hflip)) if used
+    ]
+    wanted: dict[tuple[str, bool], View] = {}
+    for items, flipped in [(trained, flips), (task.items.fixed(), [False])]:
+        for item in items:
+            for flip in flipped:
+                view = task.view(item, flip)
+                wanted.setdefault((view.name, flip), view)
+    pictures = ((name, flip, view.pixels) for (name, flip), view in wanted.items())
+    return pictures, len(wanted)
+
+
+def _settings(config: FinetuneConfig, device: str, tensorboard: Path) -> EngineSettings:
+    return EngineSettings(
+        epochs=config.epochs,
+        lr=config.lr,
+        optimizer=config.optimizer,
+        weight_decay=config.weight_decay,
+        schedule=config.schedule,
+        warmup=config.warmup,
+        grad_clip=config.grad_clip,
+        accumulate=config.accumulate,
+        precision=config.precision,
+        validate_every=config.validate_every,
+        seed=config.seed,
+        device=device,
+        tensorboard=tensorboard if config.tensorboard else None,
+    )
+
+
+def _header(
+    config: FinetuneConfig,
+    name: str,
+    trainset: str,
+    fit: str,
+    task: RefinerTask,
+    summary: TrainableSummary,
+    parents: Mapping[str, str],
+    settings: EngineSettings,
+) -> str:
+    items, encoder = task.items, task.refiner.sam.image_encoder
+    kept = "kept on the shelf" if task.features.kept else "computed in every step"
+    return console.header(
+        f"{name}  |  {trainset}, {fit}",
+        {
+            "samples": f"{len(items.slots)} masks of {len(items.train)} cases train, "
+            f"{len(items.fixed())} of {len(items.validation)} validate",
+            "data": f"{config.data}; prompts {', '.join(config.kinds)}",
+            "model": f"{task.refiner.family} at {encoder.img_size} px, "
+            + console.parameter_count(summary.trained, summary.total),
+            "start": ", ".join(parents) or f"random weights ({config.scratch})",
+            "frozen": f"{', '.join(config.frozen) or 'nothing'}; its outputs are {kept}",
+            "schedule": f"{config.epochs} epochs, batches of {config.batch_size} x "
+            f"{config.accumulate}, {config.optimizer}, lr {config.lr:g}, {config.schedule}",
+            "device": f"{choose_device(settings.device)}, {config.precision}, seed {config.seed}",
+        },
+    )
+
+
+def _say_best(result: FitResult, before: Mapping[str, float], model: Path) -> None:
+    best = result.metrics
+    log.info(
+        "best epoch %s: Dice %.4f (before training %.4f, coarse %.4f); weights in %s",
+        result.best_epoch,
+        best["dice"],
+        before["dice"],
+        best["coarse_dice"],
+        model,
+    )
+    if best["dice"] <= before["dice"]:
+        log.warning("training did not improve the validation Dice over that of the weights before")

@@ -1,0 +1,163 @@
+"""From a coarse mask to a training sample: prompted by the code that prompts at inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from ultrarefiner.config import FinetuneConfig, WindowRecipe
+from ultrarefiner.io import item_seed
+from ultrarefiner.prompts import Prompt, prompt_from_mask
+from ultrarefiner.prompts.crop import Window, window_of_mask
+from ultrarefiner.prompts.geometry import Box, lesion_pixels
+from ultrarefiner.prompts.noise import perturb_box
+from ultrarefiner.refine.crop import cut_window
+from ultrarefiner.refine.sam import SamRefiner
+from ultrarefiner.refine.sam_prompts import Query, low_resolution
+from ultrarefiner.training.features import Features, Stage
+from ultrarefiner.training.refiner_items import Example, Item
+
+
+class Sample:
+    """What one item teaches, as tensors.
+
+    No dataclass: the engine would take it apart to move it between devices.
+
+    Attributes:
+        stage: The picture, as far as the frozen part of the encoder takes it.
+        query: The prompt in the model's frame.
+        target: float32 (h, w) of 0 and 1, the truth on the grid of the low-resolution masks, as far
+            as the picture fills it.
+        coarse: float32 (h, w) in [0, 1], the coarse mask there.
+    """
+
+    def __init__(
+        self, stage: Stage, query: Query, target: torch.Tensor, coarse: torch.Tensor
+    ) -> None:
+        self.stage, self.query, self.target, self.coarse = stage, query, target, coarse
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Sample:
+        """Return the sample on a device."""
+        stage = replace(self.stage, features=self.stage.features.to(device, non_blocking=True))
+        mask = self.query.mask
+        query = self.query if mask is None else replace(self.query, mask=mask.to(device))
+        return Sample(stage, query, self.target.to(device), self.coarse.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """An example as the refiner sees it: cut to its window, perhaps flipped.
+
+    Attributes:
+        name: What the picture is called on the shelf; equal names have equal pixels.
+        flipped: Whether left and right are exchanged.
+        window: The part of the image; None for all of it.
+        item: The item.
+        read: Reads the item; called once at most.
+    """
+
+    name: str
+    flipped: bool
+    window: Window | None
+    item: Item
+    read: Callable[[], Example]
+
+    @cached_property
+    def example(self) -> Example:
+        """The item, cut and flipped."""
+        whole = self.read()
+        image, label, coarse, box = whole.image, whole.label, whole.coarse, whole.box
+        if self.window is not None:
+            image, label, coarse = (
+                cut_window(array, self.window) for array in (image, label, coarse)
+            )
+        if self.flipped:
+            image, label, coarse = (
+                np.ascontiguousarray(array[:, ::-1]) for array in (image, label, coarse)
+            )
+            if box is not None:
+                width = label.shape[1]
+                box = (width - box[2], box[1], width - box[0], box[3])
+        return Example(image, label, coarse, box)
+
+    def pixels(self) -> np.ndarray:
+        """Return what the refiner sees, uint8 (h, w, 3) RGB."""
+        return self.example.image
+
+
+def view_of(config: FinetuneConfig, item: Item, read: Callable[[], Example], flipped: bool) -> View:
+    """Return how an item is seen.
+
+    Args:
+        config: The finetuning; ``crop`` decides about windows.
+        item: The item.
+        read: Reads it.
+        flipped: Whether to exchange left and right.
+    """
+    if config.crop is None or item.origin == "crop":
+        return View(item.picture, flipped, None, item, read)
+    example = read()
+    window = window_of_mask(lesion_pixels(example.coarse), WindowRecipe(crop=config.crop))
+    name = item.picture if window is None else f"{item.picture} {window}"
+    return View(name, flipped, window, item, lambda: example)
+
+
+def example_prompt(
+    config: FinetuneConfig, example: Example, kind: str, rng: np.random.Generator | None
+) -> Prompt:
+    """Return the prompt of an example, by the code that makes prompts at inference.
+
+    Args:
+        config: The finetuning; ``box_noise`` moves boxes.
+        example: The example; its coarse mask has a lesion.
+        kind: Kind of prompt.
+        rng: Source of the noise; None: no noise, as in validation.
+
+    Raises:
+        PromptError: The coarse mask is empty.
+    """
+    prompt = prompt_from_mask(example.coarse, kind)
+    assert isinstance(prompt, Prompt), kind
+    if prompt.box is None:
+        return prompt
+    box: Box = prompt.box if example.box is None else example.box
+    if config.box_noise is not None and rng is not None:
+        box = perturb_box(box, config.box_noise, rng, example.label.shape)
+    return replace(prompt, box=box)
+
+
+def make_sample(
+    config: FinetuneConfig, refiner: SamRefiner, features: Features, view: View, epoch: int
+) -> Sample:
+    """Return the training sample of a view, the same for the same arguments."""
+    item = view.item
+    rng = np.random.default_rng(item_seed(config.seed, "prompt", epoch, item.case, item.copy))
+    kind = config.kinds[int(rng.integers(len(config.kinds)))]
+    example = view.example
+    prompt = example_prompt(config, example, kind, rng)
+    stage = features.of(view.name, view.flipped, view.pixels)
+    query = refiner.query(stage, prompt)
+    return Sample(
+        stage,
+        query,
+        (on_grid(refiner, stage, example.label) >= 0.5).float(),
+        on_grid(refiner, stage, example.coarse),
+    )
+
+
+def on_grid(refiner: SamRefiner, stage: Stage, mask: np.ndarray) -> torch.Tensor:
+    """Return a mask on the grid of the low-resolution masks, float32 (h, w), without padding."""
+    side = refiner.sam.prompt_encoder.mask_input_size[0]
+    frame = refiner.sam.image_encoder.img_size
+    grid = low_resolution(mask, stage.input_size, frame, side)[0, 0]
+    return grid[used(stage.input_size, frame, side)]
+
+
+def used(input_hw: tuple[int, int], frame: int, side: int) -> tuple[slice, slice]:
+    """Return the part of the low-resolution grid that a picture fills."""
+    block = frame // side
+    return tuple(slice(0, -(-length // block)) for length in input_hw)

@@ -1,0 +1,208 @@
+"""Training of a promptable model, as the engine sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ultrarefiner.config import FinetuneConfig
+from ultrarefiner.errors import WeightsError
+from ultrarefiner.io import item_seed
+from ultrarefiner.prompts.geometry import lesion_pixels
+from ultrarefiner.refine.crop import paste_window
+from ultrarefiner.refine.reading import read_ahead
+from ultrarefiner.refine.sam import Answer, LiveFeatures, SamRefiner
+from ultrarefiner.training.counts import confusion_counts, mean_measures
+from ultrarefiner.training.data import batch_sizes
+from ultrarefiner.training.features import Features
+from ultrarefiner.training.refiner_items import Item, Items
+from ultrarefiner.training.refiner_losses import refiner_loss
+from ultrarefiner.training.refiner_samples import (
+    Sample,
+    View,
+    example_prompt,
+    make_sample,
+    used,
+    view_of,
+)
+from ultrarefiner.training.signals import Check
+
+
+class PromptedModel(nn.Module):
+    """A promptable model in training: samples in, one mask each out.
+
+    Its state dict holds what training can change and nothing else, so that saving an epoch does not
+    cost a copy of a frozen encoder.
+    """
+
+    def __init__(self, refiner: SamRefiner, features: Features) -> None:
+        super().__init__()
+        self.sam = refiner.sam
+        self._refiner, self._features = refiner, features
+
+    def forward(self, samples: list[Sample]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Refine each sample, as at inference: the same passes, the same choice among masks.
+
+        With ``mask_choice: best`` the mask of the highest predicted IoU learns, and its prediction;
+        ``softmax`` lets all three learn.
+
+        Returns:
+            For each sample logits (h, w) on the part of the low-resolution grid that the picture
+            fills, and the predicted IoU, a scalar.
+        """
+        refiner = self._refiner
+        side = self.sam.prompt_encoder.mask_input_size[0]
+        frame = self.sam.image_encoder.img_size
+        features = self._features.finish(torch.stack([one.stage.features for one in samples]))
+        results = []
+        for sample, answer in zip(samples, self._answers(samples, features), strict=True):
+            logits, iou = refiner.choose(*answer)
+            results.append((logits[used(sample.stage.input_size, frame, side)], iou))
+        return results
+
+    def _answers(self, samples: list[Sample], features: torch.Tensor) -> list[Answer]:
+        """Decode all samples together, or one by one where passes depend on the image's size."""
+        refiner, queries = self._refiner, [one.query for one in samples]
+        stages = [one.stage for one in samples]
+        if not refiner.passes_know_the_image:
+            live = LiveFeatures(features, stages[0].image_hw, stages[0].input_size)
+            return refiner.run_passes(live, queries)
+        return [
+            refiner.run_passes(LiveFeatures(one[None], of.image_hw, of.input_size), [query])[0]
+            for one, of, query in zip(features, stages, queries, strict=True)
+        ]
+
+    def _changing(self) -> set[str]:
+        """Return the names of trained tensors, and of buffers beside them."""
+        names = {name for name, one in self.named_parameters() if one.requires_grad}
+        for prefix, module in self.named_modules():
+            if any(one.requires_grad for one in module.parameters(recurse=False)):
+                dot = f"{prefix}." if prefix else ""
+                names |= {dot + name for name, _ in module.named_buffers(recurse=False)}
+        return names
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Return the tensors that training can change."""
+        changing = self._changing()
+        state = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in state.items() if name in changing}
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load what ``state_dict`` gave.
+
+        Raises:
+            WeightsError: The tensors are not exactly those.
+        """
+        expected, given = self._changing(), set(state_dict)
+        if expected != given:
+            odd = sorted(expected ^ given)
+            raise WeightsError(
+                f"the saved state and the model differ in {len(odd)} tensors, such as {odd[0]}. "
+                "Delete the resume folder beside the model to train from the start."
+            )
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+
+class RefinerTask:
+    """Finetuning of a refiner.
+
+    Args:
+        config: The finetuning.
+        refiner: The refiner, its trainable parts set.
+        features: How pictures come to it.
+        items: What it is trained and selected on.
+    """
+
+    def __init__(
+        self, config: FinetuneConfig, refiner: SamRefiner, features: Features, items: Items
+    ) -> None:
+        self.config, self.refiner, self.features, self.items = config, refiner, features, items
+        self.model = PromptedModel(refiner, features)
+
+    def batch_sizes(self, epoch: int) -> list[int]:
+        """Return the samples of each batch of an epoch; a curriculum grows."""
+        return batch_sizes(self.items.count(epoch), self.config.batch_size)
+
+    def view(self, item: Item, flipped: bool = False) -> View:
+        """Return how an item is seen."""
+        return view_of(self.config, item, lambda: self.items.read(item), flipped)
+
+    def _flips(self, item: Item, epoch: int) -> bool:
+        rng = np.random.default_rng(
+            item_seed(self.config.seed, "flip", epoch, item.case, item.copy)
+        )
+        return bool(rng.random() < self.config.hflip)
+
+    def batches(self, epoch: int) -> Iterator[list[Sample]]:
+        """Return the batches of an epoch, made ahead by threads; chance is each item's own."""
+
+        def make(item: Item) -> Sample:
+            view = self.view(item, self._flips(item, epoch))
+            return make_sample(self.config, self.refiner, self.features, view, epoch)
+
+        items = self.items.epoch(epoch)
+        samples = read_ahead(make, items, ahead=self.config.batch_size + 4)
+        for size in batch_sizes(len(items), self.config.batch_size):
+            yield [next(samples) for _ in range(size)]
+
+    def losses(self, model: nn.Module, batch: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each sample's loss, (B,), and what is observed of it, (B, 8).
+
+        Observed are the confusion counts on the low-resolution grid, of the refined mask and of the
+        coarse one.
+        """
+        losses, observed = [], []
+        for sample, (logits, iou) in zip(batch, model(batch), strict=True):
+            target, coarse = sample.target, sample.coarse
+            losses.append(
+                refiner_loss(
+                    logits[None], target[None], coarse[None], iou.reshape(1), self.config.loss
+                )
+            )
+            with torch.no_grad():
+                counts = [
+                    confusion_counts(mask, target > 0.5) for mask in (logits > 0, coarse >= 0.5)
+                ]
+            observed.append(torch.cat(counts))
+        return torch.cat(losses), torch.stack(observed)
+
+    def measure(self, observed: torch.Tensor) -> dict[str, float]:
+        """Return the mean Dice of the training samples, refined and coarse."""
+        refined, coarse = mean_measures(observed[:, :4]), mean_measures(observed[:, 4:])
+        return {"dice": refined["dice"], "coarse_dice": coarse["dice"]}
+
+    def validate(self, check: Check) -> dict[str, float]:
+        """Return means over the validation items, masks compared at original size.
+
+        An item whose coarse mask is empty has an empty refined mask, as in the study.
+        """
+        refined, coarse = [], []
+        for number, item in enumerate(self.items.fixed()):
+            check()
+            whole = self.items.read(item)
+            truth = torch.from_numpy(whole.label)
+            mask = self._refined(number, item, whole.label.shape)
+            refined.append(confusion_counts(torch.from_numpy(mask), truth))
+            before = torch.from_numpy(lesion_pixels(whole.coarse))
+            coarse.append(confusion_counts(before, truth))
+        after, before = mean_measures(torch.stack(refined)), mean_measures(torch.stack(coarse))
+        return after | {"coarse_dice": before["dice"]}
+
+    def _refined(self, number: int, item: Item, image_hw: tuple[int, int]) -> np.ndarray:
+        view = self.view(item)
+        example = view.example
+        if not lesion_pixels(example.coarse).any():
+            return np.zeros(image_hw, dtype=bool)
+        kinds = self.config.kinds
+        prompt = example_prompt(self.config, example, kinds[number % len(kinds)], None)
+        embedding = self.features.embedding(self.features.of(view.name, False, view.pixels))
+        refined = self.refiner.refine(embedding, prompt)
+        if view.window is None:
+            return refined.mask
+        return paste_window(refined, view.window, image_hw).mask

@@ -1,0 +1,25 @@
+"""Train one coarse model on one inner fold."""
+
+from pathlib import Path
+
+from ultrarefiner.config import CoarseConfig
+from ultrarefiner.jobs import job
+from ultrarefiner.training.coarse import train_coarse
+
+with job(snakemake):
+    train_coarse(
+        config=CoarseConfig(
+            **snakemake.params.training,
+            threads=snakemake.threads,
+            workers=snakemake.resources.workers,
+            tensorboard=snakemake.resources.tensorboard,
+        ),
+        name=snakemake.wildcards.coarse,
+        trainset=snakemake.wildcards.trainset,
+        prepared=[Path(cases).parent for cases in snakemake.input.cases],
+        splits=snakemake.input.splits,
+        fold=int(snakemake.wildcards.inner),
+        protocol=snakemake.params.protocol,
+        device=snakemake.params.device,
+        **dict(snakemake.output.items()),
+    )
