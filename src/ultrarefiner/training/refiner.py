@@ -40,7 +40,6 @@ from ultrarefiner.training.failures import read_failures
 from ultrarefiner.training.features import Features, Pixels
 from ultrarefiner.training.inner import PredictionSource, read_inner_predictions
 from ultrarefiner.training.refiner_items import Items
-from ultrarefiner.training.refiner_samples import View
 from ultrarefiner.training.refiner_task import RefinerTask
 from ultrarefiner.training.resume import ResumeFolder
 
@@ -150,7 +149,7 @@ def train_refiner(
     if resume.is_empty:
         shutil.rmtree(model.parent / "tensorboard", ignore_errors=True)
     log.info("%s", _header(config, name, trainset, fit, task, summary, parents, settings))
-    features.prepare(*_pictures(task))
+    features.prepare(_pictures(task))
     task.model.eval()
     before = task.validate(lambda: None)
     log.info("before training: Dice %.4f, coarse %.4f", before["dice"], before["coarse_dice"])
@@ -294,20 +293,22 @@ def _digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _pictures(task: RefinerTask) -> tuple[Iterator[tuple[str, bool, Pixels]], int]:
-    """Return every picture that training and validation show, once each, and how many they are."""
+def _pictures(task: RefinerTask) -> Iterator[tuple[str, bool, Pixels]]:
+    """Yield every picture that training and validation show, once each, one in memory at a time."""
     trained = [item for choices in task.items.slots for item in choices]
     flips = [
-        flip for flip, used in ((False, task.config.hflip < 1), (True, task.config.hflip)) if used
+        flip
+        for flip, used in ((False, task.config.hflip < 1), (True, task.config.hflip > 0))
+        if used
     ]
-    wanted: dict[tuple[str, bool], View] = {}
+    known = set()
     for items, flipped in [(trained, flips), (task.items.fixed(), [False])]:
         for item in items:
             for flip in flipped:
                 view = task.view(item, flip)
-                wanted.setdefault((view.name, flip), view)
-    pictures = ((name, flip, view.pixels) for (name, flip), view in wanted.items())
-    return pictures, len(wanted)
+                if (view.name, flip) not in known:
+                    known.add((view.name, flip))
+                    yield view.name, flip, view.pixels
 
 
 def _settings(config: FinetuneConfig, device: str, tensorboard: Path) -> EngineSettings:
