@@ -30,7 +30,7 @@ demo: $(STAMP)
 	$(BIN)/ultrarefiner summary --run demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

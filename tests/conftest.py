@@ -19,9 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares costly fixtures: the tests of a file; the slowest files first."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT / "tests"))))
+    """Put the slowest tests first, so that two processes end at the same time."""
     items.sort(key=lambda item: "workflow" not in item.path.parts)
 
 
