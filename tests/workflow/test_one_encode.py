@@ -16,6 +16,8 @@ from ultrarefiner.images import read_mask, write_mask, write_probability
 from ultrarefiner.models.weights import weights_name
 from ultrarefiner.refine.embeddings import read_index
 
+pytestmark = pytest.mark.slow
+
 CROP = {"expand": 0.3, "min_size": 16}
 PROMPTS = {
     "box": {"kind": "box"},
