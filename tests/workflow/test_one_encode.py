@@ -121,7 +121,6 @@ def test_crops_see_their_window_and_every_mode_gives_its_own_masks(refined):
     assert sum(len(line.split(",")[-1].split()) == 4 for line in table[1:]) >= 4
 
 
-@pytest.mark.slow
 def test_another_run_encodes_nothing(copy):
     for name in ("prepared", "masks/transunet", "probabilities", "splits.csv", "check"):
         source, target = (copy / "results" / run / "busi" / name for run in ("tiny", "again"))
@@ -138,7 +137,6 @@ def test_another_run_encodes_nothing(copy):
             assert path.read_bytes() == (again / path.relative_to(tiny)).read_bytes()
 
 
-@pytest.mark.slow
 def test_a_deleted_shelf_is_filled_again_by_whoever_needs_it(copy):
     mode = copy / "results/tiny/busi/masks/sam-box_crop/fold0"
     before = {path.name: path.read_bytes() for path in mode.iterdir()}
@@ -155,7 +153,6 @@ def test_a_deleted_shelf_is_filled_again_by_whoever_needs_it(copy):
     assert not (copy / "results/tiny/logs/embed_images").exists()
 
 
-@pytest.mark.slow
 def test_a_killed_encoding_goes_on_where_it_was(copy):
     write_tiny_sam(copy / "small_sam.pth")  # at SAM's own frame it can be killed in the middle
     shutil.rmtree(copy / SHELF)

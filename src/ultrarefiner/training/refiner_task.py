@@ -19,7 +19,7 @@ from ultrarefiner.refine.sam import Answer, LiveFeatures, SamRefiner
 from ultrarefiner.training.counts import confusion_counts, mean_measures
 from ultrarefiner.training.data import batch_sizes
 from ultrarefiner.training.features import Features
-from ultrarefiner.training.refiner_items import Item, Items
+from ultrarefiner.training.refiner_items import Example, Item, Items
 from ultrarefiner.training.refiner_losses import refiner_loss
 from ultrarefiner.training.refiner_samples import (
     Sample,
@@ -187,16 +187,16 @@ class RefinerTask:
             check()
             whole = self.items.read(item)
             truth = torch.from_numpy(whole.label)
-            mask = self._refined(number, item, whole.label.shape)
+            mask = self._refined(number, item, whole)
             refined.append(confusion_counts(torch.from_numpy(mask), truth))
             before = torch.from_numpy(lesion_pixels(whole.coarse))
             coarse.append(confusion_counts(before, truth))
         after, before = mean_measures(torch.stack(refined)), mean_measures(torch.stack(coarse))
         return after | {"coarse_dice": before["dice"]}
 
-    def _refined(self, number: int, item: Item, image_hw: tuple[int, int]) -> np.ndarray:
-        view = self.view(item)
-        example = view.example
+    def _refined(self, number: int, item: Item, whole: Example) -> np.ndarray:
+        view = view_of(self.config, item, lambda: whole, flipped=False)
+        example, image_hw = view.example, whole.label.shape
         if not lesion_pixels(example.coarse).any():
             return np.zeros(image_hw, dtype=bool)
         kinds = self.config.kinds
