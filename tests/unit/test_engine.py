@@ -14,11 +14,11 @@ from ultrarefiner.training.counts import confusion_counts, mean_measures
 from ultrarefiner.training.engine import (
     EngineSettings,
     fit,
-    poly_lr,
     set_train_mode,
 )
 from ultrarefiner.training.losses import coarse_loss
 from ultrarefiner.training.resume import ResumeFolder
+from ultrarefiner.training.schedules import poly_lr
 from ultrarefiner.training.signals import stop_on_signal
 
 

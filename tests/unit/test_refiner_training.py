@@ -248,3 +248,15 @@ def test_what_training_began_as_stays_on_record(study, frozen, tmp_path):
     (entry,) = read_card(folder / "card.json")["sources"]["parents"]
     assert entry["weights_sha256"] == file_sha256(parent)
     assert entry["trained_on"] == study[2]["train"]
+
+
+def test_a_start_that_has_seen_what_is_reported_is_refused_before_training(study, frozen, tmp_path):
+    """The earlier model trained on cases that are tested now: under other folds, say."""
+    parent = tmp_path / "earlier" / "model.safetensors"
+    parent.parent.mkdir()
+    parent.write_bytes((frozen / "model.safetensors").read_bytes())
+    card = read_card(frozen / "card.json") | {"trained_on": [study[2]["test"][0]]}
+    (parent.parent / "card.json").write_text(json.dumps(card))
+    with pytest.raises(LeakError, match=study[2]["test"][0]):
+        finetune(quick(epochs=1, **FROZEN), study, parent, tmp_path / "model")
+    assert not (tmp_path / "model" / "history.csv").exists()

@@ -12,6 +12,9 @@ from pathlib import Path
 from ultrarefiner.datasets.splits import read_split
 from ultrarefiner.errors import SplitError
 
+ALL = "all"
+"""Name of the fit that trains on every fold."""
+
 
 def read_fit(splits: str | Path, fit: str) -> dict[str, list[str]]:
     """Return the cases of a fit.
@@ -39,7 +42,7 @@ def read_fit(splits: str | Path, fit: str) -> dict[str, list[str]]:
     roles = {role: set(cases) for role, cases in read_split(splits, int(match[1] or 0)).items()}
     parts = {"train": roles["train"], "validation": roles["validation"]}
     tested = roles["test"] - roles["validation"]
-    if fit == "all":
+    if fit == ALL:
         parts |= {"train": roles["train"] | tested, "reported": roles["holdout"]}
     else:
         parts["reported"] = tested | roles["holdout"]

@@ -12,13 +12,11 @@ from functools import cached_property
 from typing import Any
 
 from ultrarefiner.config import CropConfig, FinetuneConfig, StudyConfig
+from ultrarefiner.datasets.fits import ALL
 from ultrarefiner.datasets.parts import Part
 from ultrarefiner.errors import ConfigError
 from ultrarefiner.study import methods as table
 from ultrarefiner.study.methods import Shelved
-
-ALL = "all"
-"""Fit of a model that trained on every fold."""
 
 
 @dataclass(frozen=True, order=True)

@@ -26,7 +26,6 @@ from ultrarefiner.runtime import choose_device, seed_everything
 from ultrarefiner.training import console
 from ultrarefiner.training.resume import ResumeFolder
 from ultrarefiner.training.schedules import learning_rate
-from ultrarefiner.training.schedules import poly_lr as poly_lr
 from ultrarefiner.training.signals import Check, stop_on_signal
 
 log = logging.getLogger(__name__)

@@ -14,11 +14,11 @@ import numpy as np
 from torch import nn
 
 from ultrarefiner.config import FinetuneConfig
-from ultrarefiner.datasets.fits import read_fit
+from ultrarefiner.datasets.fits import ALL, read_fit
 from ultrarefiner.datasets.inner import read_groups
 from ultrarefiner.errors import LeakError, UltraRefinerError
 from ultrarefiner.io import file_sha256
-from ultrarefiner.models.cards import card_beside, upstream, write_card
+from ultrarefiner.models.cards import card_beside, check_leak, upstream, write_card
 from ultrarefiner.models.export import save_sam
 from ultrarefiner.models.finetuned import ENCODER_OF
 from ultrarefiner.models.lora import merge_lora
@@ -45,8 +45,7 @@ from ultrarefiner.training.resume import ResumeFolder
 
 log = logging.getLogger(__name__)
 
-ALL = "all"
-"""Name of the fit that trains on every fold."""
+_CROP_ROLES = ("train", "validation")
 
 
 def train_refiner(
@@ -107,13 +106,18 @@ def train_refiner(
         ConfigError: Unknown family or option, or parts that this model does not have.
         WeightsError: The starting weights are absent, damaged or another model's.
         SplitError: The fit has no training or validation cases.
-        LeakError: A model that predicts for the training has seen cases that it must not.
+        LeakError: A model that predicts for the training, or that the training begins as, has seen
+            cases that it must not.
         UltraRefinerError: A mask or a crop is absent or damaged.
         SystemExit: SIGTERM came (status 143); the next run goes on from the last finished epoch.
     """
     model, splits = Path(model), Path(splits)
     roles = read_fit(splits, fit)
     seed_everything(config.seed)
+    known = None if config.scratch else card_beside(weights)
+    if known is not None:
+        # Found out now, and not when days of training are to be applied.
+        check_leak(known, roles["reported"], allow_selected=False)
     refiner, parents = _starting_refiner(config, family, weights, options, device)
     encoder = "" if config.encoder_changes else _digest(refiner.sam.image_encoder)
     summary = set_trainable(refiner.sam, config)
@@ -192,7 +196,7 @@ def train_refiner(
             "licence": licences(source, trainset, parents),
             "versions": versions(),
             "fingerprint": resume.fingerprint,
-            **_sources(inputs, None if config.scratch else weights),
+            **_sources(inputs, known),
         },
     )
     best = {"rows": result.rows, "best_epoch": result.best_epoch, "metrics": result.metrics}
@@ -241,13 +245,15 @@ def _read_inputs(
     if config.data == "crops":
         cut = _crops_by_case(Path(str(crops)), roles)
         files = [one.path for items in cut.values() for one in items]
+        # The annotations too: a whole image may be the crop of several boxes.
+        files += [Path(str(crops)) / "annotations" / f"{role}.json" for role in _CROP_ROLES]
         digests |= {f"crop {path.name}": file_sha256(path) for path in files}
     return _Inputs(written, found, cut, models, digests)
 
 
 def _crops_by_case(folder: Path, roles: Mapping[str, Sequence[str]]) -> dict[str, list[CropItem]]:
     by_case: dict[str, list[CropItem]] = {}
-    for role in ("train", "validation"):
+    for role in _CROP_ROLES:
         for one in read_crops(folder, role):
             if one.case not in roles[role]:
                 raise LeakError(
@@ -276,9 +282,8 @@ def _starting_refiner(
     return refiner, {}
 
 
-def _sources(inputs: _Inputs, weights: str | None) -> dict[str, Any]:
+def _sources(inputs: _Inputs, known: dict[str, Any] | None) -> dict[str, Any]:
     """Return which models had a part in the making: who predicted, and what training began as."""
-    known = card_beside(weights)
     sources = {"models": inputs.models, "parents": upstream(known) if known else []}
     found = {name: entries for name, entries in sources.items() if entries}
     return {"sources": found} if found else {}

@@ -234,6 +234,11 @@ class Items:
             return read_probability(self._of(self._predictions, item.case, "prediction"))
         if item.origin == "written":
             found = self._of(self._failures, item.case, "simulated mask")
+            if int(item.copy) >= len(found):
+                raise UltraRefinerError(
+                    f"there are {len(found)} simulated masks of {item.case}, and {self.config.copies} are "
+                    "asked for. Run simulate_failures again."
+                )
             return read_probability(found[int(item.copy)])
         validates = item.copy.startswith("validation")
         for attempt in range(_TRIES):
