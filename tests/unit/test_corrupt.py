@@ -60,6 +60,7 @@ def check(truth, made):
         assert low * (1 - slack) <= made.area_ratio <= high * (1 + slack)
         low, high = row.dice
         assert low * (1 - slack) <= made.dice <= high * (1 + slack)
+        assert made.dice < 1 or made.kind == "identity"
 
 
 def check_topology(truth, made):

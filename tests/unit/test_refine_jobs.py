@@ -353,3 +353,10 @@ def test_progress_is_logged_every_fifty_cases(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         f"embed: {done} of 120 cases done" for done in (0, 50, 100)
     ]
+
+
+def test_progress_is_logged_where_the_end_is_not_known(caplog):
+    with caplog.at_level(logging.INFO):
+        assert list(progress(iter(range(60)), None, "encode", "picture")) == list(range(60))
+    told = ["encode: 0 pictures done", "encode: 50 pictures done"]
+    assert [record.getMessage() for record in caplog.records] == told

@@ -102,10 +102,20 @@ def read_image(images: str | Path, case: str) -> np.ndarray:
     return read_rgb(Path(images) / f"{case}.png")
 
 
-def progress(cases: Iterable[Item], total: int, verb: str) -> Iterator[Item]:
-    """Yield the cases; a bar on a terminal, a log line now and then everywhere."""
+def progress(
+    items: Iterable[Item], total: int | None, verb: str, unit: str = "case"
+) -> Iterator[Item]:
+    """Yield items; a bar on a terminal, a log line now and then everywhere.
+
+    Args:
+        items: The items.
+        total: How many there are; None: not known.
+        verb: What is done with them.
+        unit: What one is called.
+    """
+    known = "" if total is None else f" of {total}"
     # disable=None: no bar when stderr is a file.
-    for done, case in enumerate(tqdm(cases, verb, total, unit="case", disable=None)):
+    for done, item in enumerate(tqdm(items, verb, total, unit=unit, disable=None)):
         if done % _LOG_EVERY == 0:
-            logger.info("%s: %d of %d cases done", verb, done, total)
-        yield case
+            logger.info("%s: %d%s %ss done", verb, done, known, unit)
+        yield item

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from segment_anything.modeling import ImageEncoderViT
-from tqdm import tqdm
 
 from ultrarefiner.models.encoding import encode
 from ultrarefiner.models.partial import encode_from, encode_until
 from ultrarefiner.models.trainable import first_trainable_block
 from ultrarefiner.refine.embeddings import SamEmbedding, embedding_key, image_sha256
 from ultrarefiner.refine.sam import SamRefiner
+from ultrarefiner.refine.seeing import progress
 from ultrarefiner.refine.shelf import Shelf
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Features:
             log.info("the encoder runs in every step")
             return
         made, total, waiting = 0, 0, {}
-        for name, flipped, read in tqdm(pictures, "encode", unit="picture", disable=None):
+        for name, flipped, read in progress(pictures, None, "encode", "picture"):
             pixels, total = read(), total + 1
             key = self._key(name, flipped, pixels)
             if self.shelf.get(key, self.refiner.weights_sha256) is None:

@@ -171,6 +171,8 @@ def _check(
     if abs(got - asked) > max(TOLERANCE * asked, 1 / lesion.area):
         what = "area ratio" if row.measure == "area" else "Dice"
         misses.append(f"{what} {got:.2f} instead of {asked:.2f}")
+    elif reached == 1 and row.dice[1] < 1:
+        misses.append("no pixel is wrong")
     elif not row.declares(ratio, reached):
         misses.append(f"area ratio {ratio:.2f}, Dice {reached:.2f}: not as declared")
     if miss := _topology_miss(row, mask, canvas.base):
