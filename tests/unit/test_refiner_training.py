@@ -18,7 +18,7 @@ from ultrarefiner.errors import ConfigError, LeakError
 from ultrarefiner.io import file_sha256, read_rows
 from ultrarefiner.models.cards import read_card
 from ultrarefiner.models.sam import load_sam
-from ultrarefiner.prompts import prompt_from_mask
+from ultrarefiner.prompts import Prompt, prompt_from_mask
 from ultrarefiner.refine import load_refiner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,6 +131,30 @@ def test_what_is_kept_changes_no_number(study, weights, tmp_path, preset):
     assert largest_difference(kept, plain) < 1e-6
     for one, other in zip(*(read_rows(p / "history.csv") for p in (kept, plain)), strict=True):
         assert float(one["train_loss"]) == pytest.approx(float(other["train_loss"]), abs=1e-5)
+
+
+@pytest.mark.parametrize("preset", [FROZEN, UNFROZEN, LORA], ids=["frozen", "last", "lora"])
+def test_mixed_precision_changes_little(study, weights, tmp_path, preset):
+    single = finetune(quick(**preset), study, weights, tmp_path / "single")
+    mixed = finetune(quick(**preset, precision="bf16-mixed"), study, weights, tmp_path / "mixed")
+    losses = [
+        [float(row["train_loss"]) for row in read_rows(folder / "history.csv")]
+        for folder in (single, mixed)
+    ]
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
+    assert all(value.dtype == torch.float32 for value in tensors(mixed).values())
+
+
+def test_prompts_keep_their_place_in_mixed_precision(weights):
+    refiner = load_refiner("sam", str(weights), "cpu", mask_choice="single")
+    image = np.full((96, 128, 3), 90, np.uint8)
+    embedding = refiner.embed(image)
+    query = refiner.query(embedding, Prompt(box=np.array([13.3, 21.7, 90.2, 77.1])))
+    place = refiner._encoded(query)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = refiner._encoded(query)[0]
+    assert rounded.dtype == torch.float32 and torch.equal(rounded, place)
 
 
 def test_half_precision_on_the_shelf_changes_little(study, weights, tmp_path):

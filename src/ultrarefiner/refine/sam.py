@@ -332,11 +332,13 @@ class SamRefiner(Refiner):
         if query.points is not None:
             labels = torch.as_tensor(query.labels, dtype=torch.int, device=self.device)
             points = self._tensor(query.points)[None], labels[None]
-        return self.sam.prompt_encoder(
-            points=points,
-            boxes=None if query.box is None else self._tensor(query.box)[None],
-            masks=None if query.mask is None else query.mask[None],
-        )
+        # In mixed precision a box would lie where half of the digits put it.
+        with torch.autocast(self.device.type, enabled=False):
+            return self.sam.prompt_encoder(
+                points=points,
+                boxes=None if query.box is None else self._tensor(query.box)[None],
+                masks=None if query.mask is None else query.mask[None],
+            )
 
     def query(self, embedding: SamEmbedding, prompt: Prompt) -> Query:
         """Bring a prompt in original pixels into the model's frame.
