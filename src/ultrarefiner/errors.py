@@ -1,5 +1,18 @@
 """Errors that a user can act on: each message names the file or key and the cure."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_NAMED = 10
+
+
+def first_names(names: Iterable[object]) -> str:
+    """Return the first ten of some names for a message, and how many more there are."""
+    listed = [str(name) for name in names]
+    rest = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+    return ", ".join(listed[:_NAMED]) + rest
+
 
 class UltraRefinerError(Exception):
     """Base of every error that is the user's to mend; shown without a traceback on the console."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ultrarefiner.config import RefinerLossConfig
+from ultrarefiner.prompts.soft import select_mask
 from ultrarefiner.training.curriculum import curriculum_order, curriculum_size, difficulty
 from ultrarefiner.training.engine import EngineSettings
 from ultrarefiner.training.losses import dice_ce_loss, end_to_end_loss, quality_aware_loss
@@ -19,7 +20,6 @@ from ultrarefiner.training.refiner_losses import (
     iou_error,
     refiner_loss,
     soft_dice,
-    soft_selection,
 )
 from ultrarefiner.training.schedules import learning_rate
 
@@ -137,7 +137,7 @@ def test_the_gated_end_to_end_loss(golden, weights):
 def test_soft_selection(temperature):
     golden = tensors("selection.npz")
     iou = golden["iou"].requires_grad_()
-    found = soft_selection(golden["masks"], iou, float(temperature))
+    found = select_mask(golden["masks"], iou, float(temperature))
     close(found, golden[f"selected_tau{temperature}"])
     if temperature == "0.1":
         # The sum over 768 pixels: gradients reach 396.

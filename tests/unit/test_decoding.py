@@ -140,6 +140,15 @@ def test_the_choice_among_three_masks_by_hand(refiner, values, wanted, score):
     assert torch.equal(alone, LOGITS[0]) and its_score == ious[0]
 
 
+def test_the_choice_keeps_its_digits_in_mixed_precision(refiner):
+    logits, ious = LOGITS * 1.2345, torch.tensor([0.61, 0.7, 0.66])
+    with options(refiner, mask_choice="softmax"):
+        wanted = refiner.choose(logits, ious)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = refiner.choose(logits, ious)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
 @pytest.mark.parametrize("values", [{"mask_choice": "union"}, {"mask_choice": "softmax"}])
 def test_the_choice_reaches_the_refined_mask(refiner, embedding, prompts, values):
     decoded = refiner.decode(embedding, prompts["point"], multimask=True)

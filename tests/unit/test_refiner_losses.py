@@ -11,6 +11,7 @@ import torch
 
 from ultrarefiner.config import RefinerLossConfig
 from ultrarefiner.errors import ConfigError, UltraRefinerError
+from ultrarefiner.prompts.soft import select_mask
 from ultrarefiner.training.losses import dice_ce_loss, end_to_end_loss, quality_aware_loss
 from ultrarefiner.training.refiner_losses import (
     CHANGES,
@@ -21,7 +22,6 @@ from ultrarefiner.training.refiner_losses import (
     iou_error,
     refiner_loss,
     soft_dice,
-    soft_selection,
 )
 
 WEIGHTS = ["bce", "dice", "focal", "iou", "change_penalty"]
@@ -242,12 +242,12 @@ def test_soft_selection_lies_between_the_mean_and_the_best():
     logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     iou = torch.tensor([[0.1, 0.9, 0.3], [0.8, 0.2, 0.1]])
     best = torch.stack([logits[0, 1], logits[1, 0]])
-    np.testing.assert_allclose(soft_selection(logits, iou, 1e-3), best, atol=1e-6)
-    np.testing.assert_allclose(soft_selection(logits, iou, 1e6), logits.mean(1), atol=1e-5)
-    both, alone = soft_selection(logits, iou), soft_selection(logits[1:], iou[1:])
+    np.testing.assert_allclose(select_mask(logits, iou, 1e-3), best, atol=1e-6)
+    np.testing.assert_allclose(select_mask(logits, iou, 1e6), logits.mean(1), atol=1e-5)
+    both, alone = select_mask(logits, iou), select_mask(logits[1:], iou[1:])
     np.testing.assert_allclose(both[1:], alone, atol=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(soft_selection(logits, iou), both)
+        assert torch.equal(select_mask(logits, iou), both)
 
 
 def end_to_end(target, classes=2, size=(24, 20)):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ultrarefiner.errors import LeakError, SplitError, UltraRefinerError, WeightsError
+from ultrarefiner.errors import LeakError, SplitError, UltraRefinerError, WeightsError, first_names
 from ultrarefiner.io import file_sha256, read_json, write_json
 
 FORMAT = 1
@@ -115,11 +115,6 @@ def card_beside(weights: str | Path | None) -> dict[str, Any] | None:
     return card if card["weights_sha256"] == file_sha256(path) else None
 
 
-def _some(cases: list[str]) -> str:
-    rest = f" and {len(cases) - 10} more" if len(cases) > 10 else ""
-    return ", ".join(cases[:10]) + rest
-
-
 def check_leak(card: dict[str, Any], test_cases: Iterable[str], allow_selected: bool) -> None:
     """Refuse to apply a model to cases that it has seen, or a model that it was made with.
 
@@ -154,7 +149,7 @@ def _refuse_seen(card: dict[str, Any], model: str, test: set[str], allow_selecte
         if cases:
             raise LeakError(
                 f"{model} was {how} on {len(cases)} of the {len(test)} cases that it is to be "
-                f"scored on: {_some(cases)}. {cure}"
+                f"scored on: {first_names(cases)}. {cure}"
             )
 
 

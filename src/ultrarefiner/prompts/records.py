@@ -12,7 +12,7 @@ from pydantic import StrictBool, ValidationError, model_validator
 
 from ultrarefiner.config import PromptConfig, Section
 from ultrarefiner.datasets.parts import read_part
-from ultrarefiner.errors import PromptError, UltraRefinerError
+from ultrarefiner.errors import PromptError, UltraRefinerError, first_names
 from ultrarefiner.images import read_mask
 from ultrarefiner.io import read_json, write_json
 from ultrarefiner.prompts.base import Prompt
@@ -204,5 +204,4 @@ def require_files(
     """
     absent = [case for case in cases if not (Path(folder) / f"{case}{suffix}").is_file()]
     if absent:
-        more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
-        raise error(f"{folder} has no {what} of {', '.join(absent[:10])}{more}. {cure}")
+        raise error(f"{folder} has no {what} of {first_names(absent)}. {cure}")

@@ -20,6 +20,7 @@ from ultrarefiner.models.finetuned import encoder_sha256
 from ultrarefiner.models.sam import input_tensor, load_sam, scale_coordinates
 from ultrarefiner.models.weights import locate_weights
 from ultrarefiner.prompts.base import Prompt
+from ultrarefiner.prompts.soft import mask_weights, select_mask
 from ultrarefiner.refine.base import Refinement, Refiner, require_image
 from ultrarefiner.refine.embeddings import SamEmbedding, image_sha256
 from ultrarefiner.refine.options import SamOptions
@@ -232,8 +233,9 @@ class SamRefiner(Refiner):
         if self.options.mask_choice == "union":
             return logits.amax(dim=0), ious.max()
         if self.options.mask_choice == "softmax":
-            weights = (ious / self.options.temperature).softmax(dim=0)
-            return torch.einsum("k,khw->hw", weights, logits), (weights * ious).sum()
+            temperature = self.options.temperature
+            score = (mask_weights(ious, temperature) * ious).sum()
+            return select_mask(logits[None], ious[None], temperature)[0], score
         best = ious.argmax()
         return logits[best], ious[best]
 

@@ -14,6 +14,9 @@ from ultrarefiner.errors import DatasetError, UltraRefinerError
 from ultrarefiner.io import read_json
 from ultrarefiner.prompts.crop import Window
 
+ROLES = ("train", "validation")
+"""Roles that crops are made for, each with an annotation file."""
+
 _AGAIN = "Delete the folder of crops and run again"
 _KEYS = ("id", "file_name", "width", "height", "case", "copy", "crop_window", "prompt_box")
 

@@ -19,17 +19,16 @@ from pycocotools import mask as coco
 from ultrarefiner import __version__, images
 from ultrarefiner.config import CropConfig
 from ultrarefiner.datasets.fits import read_fit
-from ultrarefiner.errors import DatasetError, LeakError
+from ultrarefiner.errors import DatasetError, LeakError, first_names
 from ultrarefiner.io import atomic_directory, item_seed, write_json, write_rows
 from ultrarefiner.prompts.crop import Window, crop_window
 from ultrarefiner.prompts.geometry import tight_box
 from ultrarefiner.refine.crop import cut_window
 from ultrarefiner.training.box_errors import BoxErrors, Errors, jittered, read_box_errors
+from ultrarefiner.training.crop_items import ROLES
 from ultrarefiner.training.data import Prepared, PreparedCases
 
 log = logging.getLogger(__name__)
-
-ROLES = ("train", "validation")
 
 COLUMNS = [
     "case",
@@ -141,7 +140,7 @@ def crop_dataset(
     if leaked:
         raise LeakError(
             f"the box errors for {fit} were measured on, or by models that saw, {len(leaked)} cases "
-            f"that its results are reported on: {', '.join(leaked[:10])}. Give "
+            f"that its results are reported on: {first_names(leaked)}. Give "
             f"box_errors.json of {'the present folds' if fit == 'all' else fit} only."
         )
     source = PreparedCases(prepared)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ultrarefiner import images
 from ultrarefiner.datasets.parts import read_part
-from ultrarefiner.errors import SplitError, UltraRefinerError
+from ultrarefiner.errors import SplitError, UltraRefinerError, first_names
 from ultrarefiner.io import atomic_directory
 from ultrarefiner.models.cards import check_leak, read_card, read_threshold
 
@@ -114,10 +114,9 @@ def _check_complete(folders: Sequence[str | Path], cases: Sequence[str]) -> None
     paths = [Path(folder) / f"{case}.png" for folder in folders for case in cases]
     absent = [str(path) for path in paths if not path.is_file()]
     if absent:
-        rest = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
         raise UltraRefinerError(
             f"{len(absent)} pictures of the ensemble's members are not there: "
-            f"{', '.join(absent[:10])}{rest}. Delete their folders and run again."
+            f"{first_names(absent)}. Delete their folders and run again."
         )
 
 

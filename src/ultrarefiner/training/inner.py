@@ -13,7 +13,7 @@ from typing import Any
 
 from ultrarefiner import images
 from ultrarefiner.datasets.splits import read_split
-from ultrarefiner.errors import LeakError, UltraRefinerError
+from ultrarefiner.errors import LeakError, UltraRefinerError, first_names
 from ultrarefiner.io import atomic_directory
 from ultrarefiner.models.cards import check_fold, check_leak, read_card, upstream
 from ultrarefiner.runtime import choose_device
@@ -61,7 +61,7 @@ def predict_inner(
         # A model of another outer fold would have the same name and number.
         raise LeakError(
             f"{card}: the model has seen {len(outside)} cases that are in no inner fold of "
-            f"{splits}: {_some(outside)}. Train it again with that table."
+            f"{splits}: {first_names(outside)}. Train it again with that table."
         )
     net.to(choose_device(device))
     with atomic_directory(output) as folder:
@@ -134,7 +134,7 @@ def read_inner_predictions(
         if twice:
             raise UltraRefinerError(
                 f"{len(twice)} cases are predicted twice, in {files[twice[0]].parent} and in "
-                f"{source.probabilities}: {_some(twice)}. Delete both folders and run again."
+                f"{source.probabilities}: {first_names(twice)}. Delete both folders and run again."
             )
         files |= {case: made[case] for case in predicted}
         cards |= {case: Path(source.card) for case in predicted}
@@ -144,7 +144,7 @@ def read_inner_predictions(
         folders = ", ".join(str(source.probabilities) for source in sources) or "no folder"
         raise UltraRefinerError(
             f"{len(missing)} of {len(wanted)} cases have no prediction in {folders}: "
-            f"{_some(missing)}. Delete the folders of inner folds and run again."
+            f"{first_names(missing)}. Delete the folders of inner folds and run again."
         )
     return InnerPredictions(files, cards, provenance)
 
@@ -166,11 +166,6 @@ def _check_unseen(
             raise LeakError(
                 f"{source.card}: the model {facts['dataset']}/{facts['name']} of inner fold "
                 f"{facts['fold']} was {verb} on {len(leaked)} of the cases that {whose}, or on others "
-                f"of their groups: {_some(leaked)}. Delete the inner folds' splits.csv and models, "
+                f"of their groups: {first_names(leaked)}. Delete the inner folds' splits.csv and models, "
                 "and run again."
             )
-
-
-def _some(cases: Sequence[str]) -> str:
-    rest = f" and {len(cases) - 10} more" if len(cases) > 10 else ""
-    return ", ".join(cases[:10]) + rest

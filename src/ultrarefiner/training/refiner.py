@@ -33,6 +33,7 @@ from ultrarefiner.registry import resolve
 from ultrarefiner.runtime import choose_device, seed_everything
 from ultrarefiner.training import console, engine
 from ultrarefiner.training.checkpoint import licences, versions
+from ultrarefiner.training.crop_items import ROLES as CROP_ROLES
 from ultrarefiner.training.crop_items import CropItem, read_crops
 from ultrarefiner.training.data import Prepared, PreparedCases
 from ultrarefiner.training.engine import EngineSettings, FitResult
@@ -44,8 +45,6 @@ from ultrarefiner.training.refiner_task import RefinerTask
 from ultrarefiner.training.resume import ResumeFolder
 
 log = logging.getLogger(__name__)
-
-_CROP_ROLES = ("train", "validation")
 
 
 def train_refiner(
@@ -246,14 +245,14 @@ def _read_inputs(
         cut = _crops_by_case(Path(str(crops)), roles)
         files = [one.path for items in cut.values() for one in items]
         # The annotations too: a whole image may be the crop of several boxes.
-        files += [Path(str(crops)) / "annotations" / f"{role}.json" for role in _CROP_ROLES]
+        files += [Path(str(crops)) / "annotations" / f"{role}.json" for role in CROP_ROLES]
         digests |= {f"crop {path.name}": file_sha256(path) for path in files}
     return _Inputs(written, found, cut, models, digests)
 
 
 def _crops_by_case(folder: Path, roles: Mapping[str, Sequence[str]]) -> dict[str, list[CropItem]]:
     by_case: dict[str, list[CropItem]] = {}
-    for role in _CROP_ROLES:
+    for role in CROP_ROLES:
         for one in read_crops(folder, role):
             if one.case not in roles[role]:
                 raise LeakError(

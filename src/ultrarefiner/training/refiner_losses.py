@@ -184,27 +184,6 @@ def refiner_loss(
     return total
 
 
-def soft_selection(
-    logits: torch.Tensor, iou: torch.Tensor, temperature: float = 0.1
-) -> torch.Tensor:
-    """Return one mask of a decoder's several: their logits, weighted by predicted quality.
-
-    The weights are ``softmax(iou / temperature)``, so that, unlike with a choice of the best, all
-    masks and the predictions have a gradient.
-
-    Args:
-        logits: (B, K, h, w).
-        iou: Predicted IoU (B, K).
-        temperature: How evenly masks count; near 0 the best alone does.
-
-    Returns:
-        float32 (B, h, w).
-    """
-    shares = (iou.float() / temperature).softmax(1)
-    # Not by einsum, which autocast would compute in half precision.
-    return (shares[..., None, None] * logits.float()).sum(1)
-
-
 def _overlap_and_size(
     logits: torch.Tensor, target: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
