@@ -20,6 +20,7 @@ include: "rules/prepare.smk"
 include: "rules/coarse.smk"
 include: "rules/finetune.smk"
 include: "rules/refine.smk"
+include: "rules/end_to_end.smk"
 include: "rules/points.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
@@ -32,6 +33,7 @@ onstart:
 rule all:
     default_target: True
     input:
+        f"results/{RUN}/study.json",
         f"results/{RUN}/report/report.html",
         f"results/{RUN}/report/scores.csv",
         f"results/{RUN}/report/summary.csv",

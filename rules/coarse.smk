@@ -15,6 +15,8 @@ rule train_coarse:
         "results/{run}/logs/train_coarse/{trainset}/{coarse}/fold{fold}.log",
     benchmark:
         "results/{run}/benchmarks/train_coarse/{trainset}/{coarse}/fold{fold}.tsv"
+    wildcard_constraints:
+        coarse=any_of(CFG.coarse),
     threads:
         lambda wildcards: CFG.coarse[wildcards.coarse].threads
         + CFG.coarse[wildcards.coarse].workers
@@ -46,11 +48,14 @@ rule choose_threshold:
         "results/{run}/logs/choose_threshold/{trainset}/{coarse}/fold{fold}.log",
     benchmark:
         "results/{run}/benchmarks/choose_threshold/{trainset}/{coarse}/fold{fold}.tsv"
-    threads: lambda wildcards: CFG.coarse[wildcards.coarse].threads
+    threads: lambda wildcards: predicting(wildcards).threads
     resources:
         gpu=GPU,
+        # As in refine_masks: no params, for no result depends on them.
+        shelf=CFG.embeddings.folder,
+        shelf_mb=SHELF_MB,
     params:
-        flips=lambda wildcards: CFG.coarse[wildcards.coarse].flips,
+        flips=lambda wildcards: predicting(wildcards).flips,
         device=CFG.device,
     message:
         "Choose the threshold of {wildcards.coarse} on {wildcards.trainset}, fold {wildcards.fold}"
@@ -77,6 +82,7 @@ rule predict_coarse:
     benchmark:
         "results/{run}/benchmarks/predict_coarse/{dataset}/{coarse}{at}/{part}.tsv"
     wildcard_constraints:
+        coarse=any_of(CFG.coarse),
         part=any_of(part for part in PARTS if parse_part(part).fold is not None),
     threads: lambda wildcards: CFG.coarse[wildcards.coarse].threads
     resources:

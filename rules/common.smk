@@ -9,7 +9,13 @@ from snakemake.exceptions import WorkflowError
 from ultrarefiner.errors import ConfigError
 from ultrarefiner.models.weights import absent_files, name_of_file
 from ultrarefiner.datasets.parts import parse_part
-from ultrarefiner.study import folder_listing, load_study, own_weights, require_files
+from ultrarefiner.study import (
+    entries,
+    folder_listing,
+    load_study,
+    own_weights,
+    require_files,
+)
 
 try:
     STUDY = load_study(config)
@@ -52,7 +58,8 @@ wildcard_constraints:
     inner=any_of(range(STUDY.finetuning.inner_folds)),
     fit=any_of(["all", *(f"fold{fold}" for fold in range(CFG.splits.folds))]),
     part=any_of(PARTS),
-    coarse=any_of(CFG.coarse),
+    # A model that was trained end to end predicts as a coarse one does.
+    coarse=any_of([*CFG.coarse, *STUDY.end_to_end.names]),
     # Nothing, or @ and the training set whose models are applied to another dataset.
     at=any_of(sorted({one.method.at for one in STUDY.shelf} | {""})),
     prompt=any_of(CFG.prompts),
@@ -82,6 +89,11 @@ def raw_listing(wildcards):
 def study_dump():
     """Return the whole configuration, defaults included, in an order that edits do not change."""
     return json.loads(json.dumps(CFG.model_dump(mode="json"), sort_keys=True))
+
+
+def predicting(wildcards):
+    """Return the row of the model that predicts, a coarse or an end-to-end one."""
+    return STUDY.predicting(wildcards.coarse)
 
 
 def training_params(wildcards):
@@ -150,15 +162,10 @@ def study_weights(wildcards):
     return sorted({name for name in files if name})
 
 
-def table_name(part):
-    """Return which table tells the cases of a part."""
-    return "unseen" if parse_part(part).evaluation == "unseen" else "splits"
-
-
 def part_table(wildcards):
     """Return the table that tells the cases of a part, or of an ensemble."""
     part = wildcards.get("part") or wildcards.cases
-    return f"results/{wildcards.run}/{wildcards.dataset}/{table_name(part)}.csv"
+    return f"results/{wildcards.run}/{wildcards.dataset}/{entries.table_name(part)}.csv"
 
 
 def trainset_of(wildcards):
@@ -276,36 +283,15 @@ def shelved(wildcards):
 
 
 def calibrated_parts(wildcards):
-    """Return the parts on which the probabilities of a coarse model are judged, and their files."""
-    base = f"results/{wildcards.run}/{wildcards.dataset}"
+    """Return the parts on which the probabilities of a model are judged, and their files."""
     name = f"{wildcards.coarse}{wildcards.at}"
-    return [
-        {
-            "part": part.name,
-            "evaluation": part.evaluation,
-            "member": part.member,
-            "table": f"{base}/{table_name(part.name)}.csv",
-            "probabilities": f"{base}/probabilities/{name}/{part.name}",
-        }
-        for part in STUDY.calibrated(wildcards.dataset, name)
-    ]
+    return entries.calibrated_parts(STUDY, wildcards.dataset, name)
 
 
 def calibration_inputs(wildcards):
-    """Return the folders and tables that the calibration of a coarse model is measured on."""
+    """Return the folders and tables that the calibration of a model is measured on."""
     rows = calibrated_parts(wildcards)
     return sorted({row[key] for row in rows for key in ("table", "probabilities")})
-
-
-def calibration_tables(wildcards):
-    """Return the calibration of every coarse model on every dataset."""
-    return sorted(
-        {
-            f"results/{wildcards.run}/{one.dataset}/calibration/{one.method.name}.csv"
-            for one in STUDY.shelf
-            if one.method.refiner is None and not one.method.tuned
-        }
-    )
 
 
 def full_embeddings(wildcards):
@@ -336,52 +322,6 @@ def point_tables(wildcards):
 def points_summary(wildcards):
     """Return the summary of the analysis of points, if the study asks for it."""
     return f"results/{wildcards.run}/report/points.csv" if CFG.points else []
-
-
-def overlay_entries(wildcards):
-    """Return where the pictures of each dataset, method and part lie."""
-    entries = []
-    for one in [one for dataset in CFG.datasets for one in STUDY.pictured(dataset)]:
-        base = f"results/{wildcards.run}/{one.dataset}"
-        method, part = one.method, one.part
-        prompts = f"{base}/prompts/{method.coarse}{method.at}/{method.prompt}/{part.name}.json"
-        entries.append(
-            {
-                "dataset": one.dataset,
-                "method": method.name,
-                "evaluation": part.evaluation,
-                "member": part.member,
-                "fold": part.fold,
-                "images": f"{base}/prepared/images",
-                "truth": f"{base}/prepared/masks",
-                "coarse": f"{base}/masks/{STUDY.reference}{method.at}/{part.name}",
-                "masks": f"{base}/masks/{method.name}/{part.name}",
-                "prompts": prompts if method.prompt else None,
-                "oracle": method.oracle,
-            }
-        )
-    return entries
-
-
-def overlay_inputs(wildcards):
-    """Return every folder and file that the overlays read."""
-    keys = ("images", "truth", "coarse", "masks", "prompts")
-    paths = {entry[key] for entry in overlay_entries(wildcards) for key in keys}
-    return sorted(paths - {None})
-
-
-def model_files(file, coarse=False):
-    """Return one file of every trained model, or of the coarse ones."""
-    mine = [one for one in STUDY.models if one.name in COARSE or not coarse]
-    return [STUDY.finetuning.file(one, file) for one in mine]
-
-
-def history_entries(wildcards):
-    """Return the training curves with what they belong to; no fold: trained on all of them."""
-    return [
-        {"dataset": one.trainset, "model": one.name, "fold": one.fold, "path": path}
-        for one, path in zip(STUDY.models, model_files("history.csv"), strict=True)
-    ]
 
 
 def curation_input(wildcards):

@@ -39,7 +39,7 @@ rule measure_calibration:
 
 rule collect_calibration:
     input:
-        tables=calibration_tables,
+        tables=entries.calibration_tables(STUDY),
     output:
         calibration="results/{run}/report/calibration.csv",
     log:

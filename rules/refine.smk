@@ -82,3 +82,37 @@ rule refine_masks:
         "Refine {wildcards.dataset}, {wildcards.part} by {wildcards.refiner}-{wildcards.prompt}{wildcards.at}"
     script:
         "../workflow/scripts/refine_masks.py"
+
+
+rule ensemble_refined:
+    input:
+        masks=lambda wildcards: expand(
+            "results/{{run}}/{{dataset}}/masks/{{refiner}}-{{prompt}}{{at}}/{{cases}}-fold{fold}",
+            fold=STUDY.folds,
+        ),
+        cards=lambda wildcards: [
+            STUDY.finetuning.file(one, "card.json")
+            for one in STUDY.models
+            if (one.trainset, one.name) == (trainset_of(wildcards), wildcards.refiner)
+        ],
+        splits=part_table,
+    output:
+        masks=directory(
+            "results/{run}/{dataset}/masks/{refiner}-{prompt}{at}/{cases}-mean"
+        ),
+        table="results/{run}/{dataset}/masks/{refiner}-{prompt}{at}/{cases}-mean.csv",
+    log:
+        "results/{run}/logs/ensemble_refined/{dataset}/{refiner}-{prompt}{at}/{cases}.log",
+    benchmark:
+        "results/{run}/benchmarks/ensemble_refined/{dataset}/{refiner}-{prompt}{at}/{cases}.tsv"
+    wildcard_constraints:
+        refiner=any_of(STUDY.finetuning.each_fold),
+        cases="holdout|unseen",
+    message:
+        "Let the models of all folds of {wildcards.refiner} decide on {wildcards.dataset}: {wildcards.prompt}{wildcards.at}"
+    script:
+        "../workflow/scripts/ensemble_refined.py"
+
+
+# No single model of a refiner that is finetuned on each fold refines what is of no fold.
+ruleorder: ensemble_refined > refine_masks

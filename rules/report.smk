@@ -1,3 +1,18 @@
+rule record_study:
+    output:
+        study="results/{run}/study.json",
+    log:
+        "results/{run}/logs/record_study/all.log",
+    benchmark:
+        "results/{run}/benchmarks/record_study/all.tsv"
+    params:
+        config=study_dump(),
+    message:
+        "Record what the study asks for"
+    script:
+        "../workflow/scripts/record_study.py"
+
+
 rule plot_scores:
     input:
         scores="results/{run}/report/scores.csv",
@@ -6,7 +21,7 @@ rule plot_scores:
         overlaps="results/{run}/overlaps.csv",
         points=points_summary,
         point_tables=point_tables,
-        histories=model_files("history.csv"),
+        histories=entries.model_files(STUDY, "history.csv"),
     output:
         figures=directory("results/{run}/report/figures"),
     log:
@@ -14,7 +29,7 @@ rule plot_scores:
     benchmark:
         "results/{run}/benchmarks/plot_scores/all.tsv"
     params:
-        histories=history_entries,
+        histories=entries.history_entries(STUDY),
         reference=STUDY.reference,
     message:
         "Draw box plots, scatters, the cross-dataset matrix and training curves"
@@ -25,7 +40,7 @@ rule plot_scores:
 rule draw_overlays:
     input:
         scores="results/{run}/report/scores.csv",
-        pictures=overlay_inputs,
+        pictures=entries.overlay_inputs(STUDY),
     output:
         overlays=directory("results/{run}/report/overlays"),
     log:
@@ -33,7 +48,7 @@ rule draw_overlays:
     benchmark:
         "results/{run}/benchmarks/draw_overlays/all.tsv"
     params:
-        entries=overlay_entries,
+        entries=entries.overlay_entries(STUDY),
         reference=STUDY.reference,
         gallery=CFG.report.gallery,
         failures=CFG.report.failures,
@@ -81,8 +96,8 @@ rule write_report:
         checks=expand(
             "results/{{run}}/{dataset}/check/report.json", dataset=list(CFG.datasets)
         ),
-        cards=model_files("card.json"),
-        thresholds=model_files("threshold.json", coarse=True),
+        cards=entries.model_files(STUDY, "card.json"),
+        thresholds=entries.model_files(STUDY, "threshold.json", predicting=True),
         failures=expand(
             "results/{{run}}/report/failures-{refiner}.png",
             refiner=STUDY.finetuning.simulating,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ultrarefiner import __version__
+from ultrarefiner.deploy import commands
 from ultrarefiner.errors import OutputError, UltraRefinerError
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -54,6 +56,17 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         console.print(f"ultrarefiner {__version__}")
         raise typer.Exit
+
+
+def _register(command: Callable[..., None]) -> None:
+    """Add a command of another room, whose errors end the program as those of this one do."""
+
+    @wraps(command)
+    def run(**arguments: Any) -> None:
+        with _stopping():
+            command(**arguments)
+
+    app.command()(run)
 
 
 @app.callback()
@@ -218,27 +231,6 @@ def _print_weights(folder: Path) -> None:
 
 
 @app.command()
-def export(
-    model: Annotated[Path, typer.Argument(help="Weights file, finetuned or published.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to make; must not exist.")],
-    family: Annotated[
-        str | None, typer.Option(help="Family of the model; default: what the file says, or sam.")
-    ] = None,
-    layout: Annotated[
-        str | None, typer.Option(help="sam or ultrasam; default: that of the family.")
-    ] = None,
-) -> None:
-    """Write a model as a plain checkpoint, which other programs load."""
-    with _stopping():
-        if output.exists():
-            raise UltraRefinerError(f"{output} exists; name a file that does not")
-        from ultrarefiner.models.export import export_sam
-
-        written = export_sam(model, family, output, layout)
-    console.print(f"{output}: layout {written}")
-
-
-@app.command()
 def summary(
     run: Annotated[str, typer.Option(help="Name of the run.")] = "main",
     results: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
@@ -298,3 +290,7 @@ def generate(
     with _stopping():
         write_files(Path())
     console.print(f"written: {', '.join(map(str, stale)) or 'nothing, all current'}")
+
+
+for _command in (commands.predict, commands.export):
+    _register(_command)

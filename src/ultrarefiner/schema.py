@@ -66,6 +66,8 @@ def _default_text(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     if isinstance(default, BaseModel) or default in ({}, []):
         return ""
+    if isinstance(default, dict):
+        default = list(default)
     return f"`{yaml.safe_dump(default, default_flow_style=True).splitlines()[0]}`"
 
 

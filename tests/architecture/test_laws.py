@@ -23,12 +23,16 @@ ROOMS = [
     {"training"},
     {"evaluation"},
     {"report"},
-    {"study", "jobs", "cli", "schema"},
+    {"study", "jobs", "cli", "schema", "deploy", "viewer"},
 ]
 # These start many short jobs: torch would cost each of them seconds.
 TORCH_FREE = ("datasets", "prompts", "evaluation", "report", "study", "jobs", "config", "io")
 # What gradients flow through; only models import it.
-OF_TENSORS = {Path("prompts/soft.py")}
+OF_TENSORS = {
+    Path("prompts/soft.py"),
+    Path("prompts/soft_geometry.py"),
+    Path("prompts/roi.py"),
+}
 
 
 def rule_blocks() -> dict[str, str]:
@@ -66,7 +70,7 @@ def test_one_name_for_rule_script_log_benchmark_and_heading():
     assert headings == set(blocks)
     assert {path.stem for path in SCRIPTS} == set(blocks)
     for name, block in blocks.items():
-        assert re.fullmatch(r"[a-z]+_[a-z]+", name), name
+        assert re.fullmatch(r"[a-z]+(_[a-z]+)+", name), name
         assert f'"../workflow/scripts/{name}.py"' in block
         # Weights belong to no run, so their rule has no such wildcard and names the run itself.
         run = "{RUN}" if name == "fetch_weights" else "{run}"

@@ -133,11 +133,11 @@ def test_misses_and_cases_without_a_lesion_are_counted_not_measured(
         "toy__7": (np.ones((9, 9), bool), np.zeros((9, 9), bool)),
     }
 
-    def predict_cases(net, card, prepared, cases, flips):
+    def segment_cases(segmenter, prepared, cases, flips):
         for case in cases:
             yield case, SimpleNamespace(mask=answers[case][0]), answers[case][1]
 
-    monkeypatch.setattr(box_errors, "predict_cases", predict_cases)
+    monkeypatch.setattr(box_errors, "segment_cases", segment_cases)
     found = measure(toy_study, toy_model, tmp_path / "out.json", tmp_path / "splits.csv")
     assert found["misses"] == ["toy__5"] and found["without_lesion"] == ["toy__7"]
     assert found["errors"] == {"toy__6": [0.0, 0.0, 0.0, 0.0]}

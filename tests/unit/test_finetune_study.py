@@ -62,12 +62,16 @@ def fits(some, name):
 def test_a_refiner_of_each_fold_refines_what_single_models_segment():
     some = study(splits__holdout=0.2)
     folds, held = ["fold0", "fold1"], ["holdout-fold0", "holdout-fold1"]
-    assert parts(some, "busi", "tuned-box_loose") == [*folds, *held]
+    assert parts(some, "busi", "tuned-box_loose") == [*folds, *held, "holdout-mean"]
+    unseen = ["unseen-fold0", "unseen-fold1", "unseen-mean"]
     for at in ("@busi", "@busbra"):
-        assert parts(some, "stu", f"tuned-box_loose{at}") == ["unseen-fold0", "unseen-fold1"]
+        assert parts(some, "stu", f"tuned-box_loose{at}") == unseen
     assert fits(some, "tuned") == {(name, fold) for name in ("busi", "busbra") for fold in folds}
     for one in some.shelf:
-        if one.method.refiner:
+        if one.method.refiner and one.part.member == "mean":
+            with pytest.raises(ConfigError, match="no single model of it refines"):
+                some.finetuning.fit("tuned", one.dataset, "busi", one.part)
+        elif one.method.refiner:
             file = some.finetuning.model(
                 "tuned", one.dataset, one.method.at, one.part, "model.safetensors"
             )
@@ -222,10 +226,12 @@ def test_each_kind_of_data_needs_its_files_and_no_others():
 
 
 def test_no_oracle_gap_is_asked_for_where_nobody_stands_for_the_models():
-    some = study({"tuned": refiner(), "joint": refiner(on="all")}, ["box_loose", "oracle"])
-    assert {pair["method"] for pair in some.oracle_pairs} == {
-        *("tuned-box_loose", "joint-box_loose@busi", "joint-box_loose@busbra")
-    }
+    some = study(
+        {"tuned": refiner(), "joint": refiner(on="all")},
+        ["box_loose", "oracle"],
+        compare__ensembles=[],
+    )
+    assert {pair["method"] for pair in some.oracle_pairs} == {"tuned-box_loose"}
 
 
 def test_what_the_parent_has_seen_the_finetuned_refiner_has_seen():
@@ -372,9 +378,12 @@ def test_nothing_is_refined_by_a_model_that_saw_it(root, drawn, alike):
             cases = read_part(table[one.dataset], one.part.name)
         except SplitError:
             continue
-        fit = study.finetuning.fit(one.method.refiner, one.dataset, trainset, one.part)
-        roles = read_fit(splits[trainset], fit)
-        seen = {*roles["train"], *roles["validation"]}
+        if one.part.member == "mean" and one.method.refiner == "tuned":
+            fits = [f"fold{fold}" for fold in study.folds]
+        else:
+            fits = [study.finetuning.fit(one.method.refiner, one.dataset, trainset, one.part)]
+        each = [read_fit(splits[trainset], fit) for fit in fits]
+        seen = {case for roles in each for case in (*roles["train"], *roles["validation"])}
         assert not seen & set(cases)
         if trainset != one.dataset or one.part.evaluation != "folds":
             others = {cluster[case] for case in cases}

@@ -16,6 +16,7 @@ from ultrarefiner.models.lora import add_lora, lora_layers, merge_lora
 from ultrarefiner.models.mobile_sam import TinyViTEncoder
 from ultrarefiner.models.ultrasam import ResidualMLP, add_double_residual
 from ultrarefiner.training.engine import EngineSettings, make_optimizer, set_train_mode
+from ultrarefiner.training.plan import one_stage
 
 SIDE = 128
 EVERYWHERE = {"targets": ("qkv", "proj", "mlp"), "parts": ("encoder", "decoder")}
@@ -193,7 +194,7 @@ def test_the_optimizer_gets_no_base_weight_and_nothing_twice(sam, parts):
     sam.requires_grad_(False)
     base = {p.data_ptr() for p in sam.parameters()}
     add_lora(sam, rank=2, parts=parts)
-    groups = make_optimizer(sam, EngineSettings(1, 0.1, "adamw")).param_groups
+    groups = make_optimizer(one_stage(sam, 0.1), EngineSettings(1, 0.1, "adamw")).param_groups
     trained = [parameter for group in groups for parameter in group["params"]]
     assert len(trained) == len({p.data_ptr() for p in trained}) == 2 * len(adapted(sam))
     assert not base & {p.data_ptr() for p in trained}
@@ -204,7 +205,7 @@ def test_a_step_changes_the_additions_alone(sam, pixels):
     add_lora(sam, seed=0)
     before = {name: value.clone() for name, value in sam.state_dict().items()}
     set_train_mode(sam)
-    optimizer = make_optimizer(sam, EngineSettings(1, 0.1, weight_decay=0.1))
+    optimizer = make_optimizer(one_stage(sam, 0.1), EngineSettings(1, 0.1, weight_decay=0.1))
     for _ in range(2):  # in the first step A has no gradient: B is zero
         optimizer.zero_grad()
         sam.image_encoder(pixels).square().mean().backward()

@@ -18,6 +18,7 @@ from ultrarefiner.models.mobile_sam import TinyViTEncoder
 from ultrarefiner.models.parts import part_of
 from ultrarefiner.models.trainable import first_trainable_block, set_trainable
 from ultrarefiner.training.engine import EngineSettings, make_optimizer, set_train_mode
+from ultrarefiner.training.plan import one_stage
 
 DEPTH = 3
 HEAD = ("output_upscaling.", "output_hypernetworks_mlps.", "iou_prediction_head.")
@@ -177,7 +178,7 @@ def test_nothing_to_train_is_refused(sam):
     with pytest.raises(ValidationError, match="every part is frozen"):
         FinetuneConfig(freeze=list(PARTS))
     with pytest.raises(UltraRefinerError, match="every parameter of the model is frozen"):
-        make_optimizer(sam.requires_grad_(False), EngineSettings(1, 0.1))
+        one_stage(sam.requires_grad_(False), 0.1)
 
 
 def decode(sam, embedding):
@@ -190,7 +191,9 @@ def decode(sam, embedding):
 
 def train_steps(sam, pixels, steps=2):
     """Take steps as the engine takes them."""
-    optimizer = make_optimizer(sam, EngineSettings(1, 0.05, "adamw", weight_decay=0.1))
+    optimizer = make_optimizer(
+        one_stage(sam, 0.05), EngineSettings(1, 0.05, "adamw", weight_decay=0.1)
+    )
     set_train_mode(sam)
     for _ in range(steps):
         optimizer.zero_grad()

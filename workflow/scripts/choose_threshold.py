@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ultrarefiner.jobs import job
+from ultrarefiner.refine.shelf import Shelf
 from ultrarefiner.training.prediction import choose_threshold
 
 with job(snakemake):
@@ -15,4 +16,5 @@ with job(snakemake):
         flips=snakemake.params.flips,
         output=snakemake.output.threshold,
         device=snakemake.params.device,
+        shelf=Shelf(snakemake.resources.shelf, int(snakemake.resources.shelf_mb * 1e6)),
     )

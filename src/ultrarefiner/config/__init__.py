@@ -3,6 +3,7 @@
 from ultrarefiner.config.base import NAME, Section
 from ultrarefiner.config.crop import CropConfig, WindowRecipe
 from ultrarefiner.config.data import DatasetConfig, PhantomConfig, SplitsConfig
+from ultrarefiner.config.end_to_end import EndToEndConfig, FusionConfig, RoiConfig
 from ultrarefiner.config.finetuning import (
     PARTS,
     BandsConfig,
@@ -13,6 +14,7 @@ from ultrarefiner.config.finetuning import (
     RefinerLossConfig,
     SimulationConfig,
 )
+from ultrarefiner.config.guard import GuardConfig
 from ultrarefiner.config.prompting import (
     NEGATIVE_REACH,
     EmbeddingsConfig,
@@ -45,7 +47,10 @@ __all__ = [
     "CrossFitConfig",
     "DatasetConfig",
     "EmbeddingsConfig",
+    "EndToEndConfig",
     "FinetuneConfig",
+    "FusionConfig",
+    "GuardConfig",
     "LoraConfig",
     "LossConfig",
     "NoiseConfig",
@@ -55,6 +60,7 @@ __all__ = [
     "RefinerConfig",
     "RefinerLossConfig",
     "ReportConfig",
+    "RoiConfig",
     "Section",
     "SimulationConfig",
     "SplitsConfig",

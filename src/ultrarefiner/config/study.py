@@ -11,6 +11,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from ultrarefiner.config.base import NAME, Section
 from ultrarefiner.config.data import DatasetConfig, SplitsConfig
+from ultrarefiner.config.end_to_end import EndToEndConfig
+from ultrarefiner.config.guard import GuardConfig
 from ultrarefiner.config.prompting import (
     EmbeddingsConfig,
     PromptConfig,
@@ -29,6 +31,14 @@ class CompareConfig(Section):
     )
     refine: dict[str, list[str]] = Field(
         default_factory=dict, description="Refiner: the prompt modes it runs with."
+    )
+    end_to_end: list[str] = Field(
+        default_factory=list, description="Coarse model and refiner, trained on as one."
+    )
+    guarded: list[str] = Field(
+        default_factory=list,
+        description="Refined or end-to-end methods that are shown with a guard too, as "
+        "`repaired-mask-guarded`.",
     )
     cross: bool = Field(
         False,
@@ -93,6 +103,13 @@ class StudyConfig(Section):
     coarse: dict[str, CoarseConfig] = Field(min_length=1, description="Coarse models by name.")
     prompts: dict[str, PromptConfig] = Field(default_factory=dict, description="Prompt modes.")
     refiners: dict[str, RefinerConfig] = Field(default_factory=dict, description="Refiners.")
+    end_to_end: dict[str, EndToEndConfig] = Field(
+        default_factory=dict,
+        description="End-to-end models by name: a coarse model and a refiner, trained on as one.",
+    )
+    guard: GuardConfig = Field(
+        GuardConfig(), description="When a refined mask gives way to the coarse one."
+    )
     compare: CompareConfig = Field(description="Methods to compare.")
     points: PointsConfig | None = Field(None, description="Analysis of point prompts.")
     embeddings: EmbeddingsConfig = Field(EmbeddingsConfig(), description="Shelf of embeddings.")
@@ -108,7 +125,7 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _names_are_plain(self) -> StudyConfig:
-        for section in ("datasets", "trainsets", "coarse", "prompts", "refiners"):
+        for section in ("datasets", "trainsets", "coarse", "prompts", "refiners", "end_to_end"):
             for name in getattr(self, section):
                 if not NAME.fullmatch(name):
                     raise ValueError(

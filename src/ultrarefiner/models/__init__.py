@@ -34,6 +34,7 @@ class Model:
         plans_size: Whether the planner can choose the input's size (``image_size: auto``).
         width: Channels of the first level, where the config's ``width`` can change them.
         deep_supervision: Whether it can be supervised at several depths.
+        decoder: How the names of its decoder's parameters begin; none: it is not divided.
     """
 
     target: str
@@ -43,6 +44,7 @@ class Model:
     plans_size: bool = False
     width: int | None = None
     deep_supervision: bool = False
+    decoder: tuple[str, ...] = ()
 
     @property
     def imagenet21k(self) -> bool:
@@ -54,9 +56,14 @@ MODELS: Registry[Model] = Registry(
     "model",
     {
         "transunet": Model(
-            "ultrarefiner.models.transunet:build_transunet", pretrained="r50_vit_b_16"
+            "ultrarefiner.models.transunet:build_transunet",
+            pretrained="r50_vit_b_16",
+            decoder=("decoder.", "segmentation_head."),
         ),
-        "transunet_tiny": Model("ultrarefiner.models.transunet:build_transunet_tiny"),
+        "transunet_tiny": Model(
+            "ultrarefiner.models.transunet:build_transunet_tiny",
+            decoder=("decoder.", "segmentation_head."),
+        ),
         "unet": Model(
             "ultrarefiner.models.unet:build_unet",
             rectangular=True,

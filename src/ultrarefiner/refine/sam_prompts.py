@@ -11,15 +11,15 @@ from torch.nn import functional
 from ultrarefiner.io import item_seed
 from ultrarefiner.prompts.base import Prompt
 from ultrarefiner.prompts.geometry import lesion_pixels, tight_box
+from ultrarefiner.prompts.soft import probability_logits
 from ultrarefiner.refine.options import JitterOptions
-
-MASK_LOGIT = 10.0
-"""Logit of a mask prompt where its probability is 1; see ``mask_prompt_logits``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Query:
     """A prompt as the prompt encoder takes it, before that adds its half pixel.
+
+    Gradients flow through the tensors among its parts.
 
     Attributes:
         points: (N, 2) in the model's frame, x and y.
@@ -28,9 +28,9 @@ class Query:
         mask: float32 (1, side, side) low-resolution logits.
     """
 
-    points: np.ndarray | None = None
+    points: np.ndarray | torch.Tensor | None = None
     labels: np.ndarray | None = None
-    box: np.ndarray | None = None
+    box: np.ndarray | torch.Tensor | None = None
     mask: torch.Tensor | None = None
 
     def with_mask(self, logits: torch.Tensor) -> Query:
@@ -155,10 +155,10 @@ def mask_prompt_logits(
 ) -> torch.Tensor:
     """Turn a mask in original pixels into the low-resolution logits a SAM takes as mask prompt.
 
-    A probability p becomes the logit (2p - 1) * 10: linear, bounded, 0 at p = 0.5. Padding is sure
-    background; see ``low_resolution``, which also tells the arguments.
+    See ``probability_logits``. Padding is sure background; see ``low_resolution``, which also tells
+    the arguments.
 
     Returns:
         float32 (1, 1, size, size), on the CPU.
     """
-    return (2 * low_resolution(mask, input_hw, frame, size) - 1) * MASK_LOGIT
+    return probability_logits(low_resolution(mask, input_hw, frame, size))

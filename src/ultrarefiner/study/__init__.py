@@ -3,6 +3,7 @@
 This is what the Snakefile works from. It imports no model code, so that planning stays fast.
 """
 
+from ultrarefiner.study import entries
 from ultrarefiner.study.files import folder_listing, own_weights
 from ultrarefiner.study.methods import Method, Shelved
 from ultrarefiner.study.readiness import require_files
@@ -13,6 +14,7 @@ __all__ = [
     "Shelved",
     "Study",
     "View",
+    "entries",
     "folder_listing",
     "load_study",
     "own_weights",

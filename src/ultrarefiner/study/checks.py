@@ -13,6 +13,7 @@ from ultrarefiner.prompts import PROMPTS
 from ultrarefiner.refine import REFINERS, parse_options
 from ultrarefiner.registry import unknown_name
 from ultrarefiner.study.checks_data import data_problems
+from ultrarefiner.study.checks_end_to_end import end_to_end_problems
 from ultrarefiner.study.checks_finetune import finetune_problems
 
 
@@ -27,6 +28,7 @@ def problems(config: StudyConfig) -> list[str]:
         *_check_prompt_fits(config),
         *_check_points(config),
         *finetune_problems(config),
+        *end_to_end_problems(config),
     ]
 
 

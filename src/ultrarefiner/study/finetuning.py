@@ -79,6 +79,11 @@ class Finetuning:
         """The datasets of each training set."""
         return table.trainsets(self.config)
 
+    @property
+    def each_fold(self) -> list[str]:
+        """Those that have a model for each fold."""
+        return [name for name in self.names if self.of(name).on == "fold"]
+
     def changes_encoder(self, refiner: str) -> bool:
         """Return whether embeddings of a refiner's models are not those of its weights."""
         row = self.of(refiner)
@@ -145,6 +150,8 @@ class Finetuning:
         for one in shelf:
             refiner = one.method.refiner
             if refiner is not None and self.of(refiner) is not None:
+                if refiner in self.each_fold and one.part.fold is None:
+                    continue  # the ensemble of those that the parts of single models name
                 trainset = one.method.trainset(one.dataset)
                 yield Fitted(trainset, refiner, self.fit(refiner, one.dataset, trainset, one.part))
 

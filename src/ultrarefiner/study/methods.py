@@ -16,12 +16,16 @@ class Method:
 
     Attributes:
         base: `transunet`; `transunet-tuned`, at the threshold that validation chose;
-            `{refiner}-{prompt}`.
-        coarse: The coarse model that it is, or whose masks prompt it.
+            `{refiner}-{prompt}`; `end_to_end`, also `-tuned` and, for the masks of the coarse model
+            inside it, `-coarse`; any refined or end-to-end one with a guard, `-guarded`.
+        coarse: The coarse or end-to-end model that it is, or whose masks prompt it.
         refiner: Name of the refiner row; None for a coarse model.
         prompt: Name of the prompt mode; None for a coarse model.
         source: What its prompts are made from: "none", "coarse" or "ground_truth".
-        tuned: Whether it is a coarse model at its chosen threshold.
+        tuned: Whether it is a model at its chosen threshold.
+        joint: Whether it is a model that was trained end to end.
+        inner: Whether it is the coarse model inside such a one.
+        guarded: Whether its masks give way to the reference's where a guard says so.
         at: What its models were trained on: "" for the dataset that it is applied to, else `@` and
             the name of a training set.
     """
@@ -32,7 +36,20 @@ class Method:
     prompt: str | None = None
     source: str = "none"
     tuned: bool = False
+    joint: bool = False
+    inner: bool = False
+    guarded: bool = False
     at: str = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is what a model says by itself, at one half."""
+        return self.refiner is None and not (self.tuned or self.inner or self.guarded)
+
+    @property
+    def unguarded(self) -> str:
+        """The name without its guard."""
+        return self.base.removesuffix("-guarded") + self.at
 
     @property
     def name(self) -> str:
@@ -67,7 +84,17 @@ def base_methods(config: StudyConfig) -> Iterator[Method]:
     for refiner, prompts in config.compare.refine.items():
         for prompt in dict.fromkeys(prompts):
             source = config.prompts[prompt].source
-            yield Method(f"{refiner}-{prompt}", reference, refiner, prompt, source)
+            method = Method(f"{refiner}-{prompt}", reference, refiner, prompt, source)
+            yield method
+            if method.base in config.compare.guarded:
+                yield replace(method, base=f"{method.base}-guarded", guarded=True)
+    for name in dict.fromkeys(config.compare.end_to_end):
+        method = Method(name, coarse=name, source="coarse", joint=True)
+        yield method
+        yield replace(method, base=f"{name}-tuned", tuned=True)
+        yield replace(method, base=f"{name}-coarse", source="none", inner=True)
+        if name in config.compare.guarded:
+            yield replace(method, base=f"{name}-guarded", guarded=True)
 
 
 def trainsets(config: StudyConfig) -> dict[str, list[str]]:
@@ -108,8 +135,7 @@ def sources(config: StudyConfig, dataset: str) -> Iterator[tuple[str, bool]]:
 def parts(config: StudyConfig, dataset: str, method: Method, own_folds: bool) -> list[Part]:
     """Return the parts of a dataset that a method is applied to.
 
-    A refiner that is finetuned on each fold has a model for each model of the coarse masks, and none
-    for their ensemble; one that is finetuned on all folds is applied to other datasets only.
+    A refiner that is finetuned on all folds is applied to other datasets only.
 
     Args:
         config: The study.
@@ -122,16 +148,21 @@ def parts(config: StudyConfig, dataset: str, method: Method, own_folds: bool) ->
     # The ensemble of one model is that model.
     joint = list(dict.fromkeys(config.compare.ensembles)) if len(folds) > 1 else []
     finetune = config.refiners[method.refiner].finetune if method.refiner else None
-    each = finetune is not None and finetune.on == "fold"  # no model of it is that of the ensemble
-    mean = [name for name in joint if name == "mean" and not each]
+    mean = [name for name in joint if name == "mean"]
     if own_folds and finetune is not None and finetune.on == "all":
         return []
+    if method.inner:
+        # To see what the training made of it; nobody would use it beside the whole.
+        return [parse_part(name) for name in single] if own_folds else []
+    # Ensembles of a refiner that is finetuned on each fold are made of its models' masks.
+    each = finetune is not None and finetune.on == "fold"
     if not own_folds:
-        plain = method.refiner is None and not method.tuned
-        return _held_back("unseen", single + joint if plain else mean or single)
+        if method.plain or each:
+            return _held_back("unseen", single + (joint if method.plain else mean))
+        return _held_back("unseen", mean or single)
     names = [parse_part(name) for name in single]
     if has_holdout(config, dataset):
-        members = single + (mean if method.refiner else joint)
+        members = single + (joint if method.plain else mean)
         names += _held_back("holdout", mean or single if method.tuned else members)
     return names
 

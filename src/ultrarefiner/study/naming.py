@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ultrarefiner.config import RefinerConfig, StudyConfig
@@ -39,3 +40,16 @@ def embedding_options(row: RefinerConfig) -> dict[str, Any]:
     return {
         name: value for name in names if (value := getattr(options, name)) != getattr(default, name)
     }
+
+
+def trained_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that have a part in training: not moved copies, not a compiled encoder."""
+    return {key: value for key, value in options.items() if key not in ("jitter", "compile")}
+
+
+def refiner_options(config: StudyConfig, refiner: str) -> dict[str, Any]:
+    """Return a refiner's own keys, presets resolved, without those that say the default."""
+    row = config.refiners[refiner]
+    default = REFINERS[row.family].options().model_dump(mode="json")
+    given = parse_options(row.family, row.options).model_dump(mode="json")
+    return {key: value for key, value in sorted(given.items()) if value != default[key]}

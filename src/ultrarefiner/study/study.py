@@ -8,20 +8,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ultrarefiner.config import StudyConfig, WindowRecipe, load_config
+from ultrarefiner.config import (
+    CoarseConfig,
+    EndToEndConfig,
+    StudyConfig,
+    WindowRecipe,
+    load_config,
+)
 from ultrarefiner.datasets import DATASETS
 from ultrarefiner.datasets.parts import Part, parse_part
 from ultrarefiner.errors import ConfigError
 from ultrarefiner.models.weights import WEIGHTS, planned_file, registered
-from ultrarefiner.refine import REFINERS, parse_options
 from ultrarefiner.study import methods as table
 from ultrarefiner.study.checks import problems
+from ultrarefiner.study.end_to_end import EndToEndMethods
 from ultrarefiner.study.finetuning import Finetuning, Fitted
 from ultrarefiner.study.methods import Method, Shelved
-from ultrarefiner.study.naming import embedding_options, embeddings_name
+from ultrarefiner.study.naming import (
+    embedding_options,
+    embeddings_name,
+    refiner_options,
+    trained_options,
+)
 
 
 @dataclass(frozen=True)
@@ -67,16 +79,24 @@ class Study:
         return Finetuning(self.config)
 
     @cached_property
+    def end_to_end(self) -> EndToEndMethods:
+        """The end-to-end methods, and what their models are made from."""
+        return EndToEndMethods(self.config, self.finetuning)
+
+    @cached_property
     def models(self) -> list[Fitted]:
-        """Every trained model: the coarse ones, then the finetuned ones."""
-        folds = [f"fold{fold}" for fold in self.folds]
-        coarse = [
-            Fitted(trainset, name, fold)
-            for trainset in self.trainsets
-            for name in self.coarse
-            for fold in folds
-        ]
-        return coarse + self.finetuning.models(self.shelf)
+        """Every trained model: the coarse ones, the finetuned ones, those trained end to end."""
+
+        def each(names: list[str]) -> list[Fitted]:
+            folds = [f"fold{fold}" for fold in self.folds]
+            return [Fitted(*key) for key in product(self.trainsets, names, folds)]
+
+        finetuned = self.finetuning.models(self.shelf)
+        return each(self.coarse) + finetuned + each(self.end_to_end.names)
+
+    def predicting(self, name: str) -> CoarseConfig | EndToEndConfig:
+        """Return the row of a model that predicts without prompts."""
+        return self.config.coarse.get(name) or self.config.end_to_end[name]
 
     @cached_property
     def trainsets(self) -> dict[str, list[str]]:
@@ -121,7 +141,8 @@ class Study:
         "unknown": nobody says what weights of the user's own were trained on, or the dataset may
         be any.
         """
-        row = self.config.refiners.get(method.refiner or "")
+        refiner = self.end_to_end.of(method.coarse).refiner if method.joint else method.refiner
+        row = self.config.refiners.get(refiner or "")
         if row is None or row.weights is None:
             return "no"
         known = registered(row.weights)
@@ -144,7 +165,7 @@ class Study:
         mine = [
             method
             for method in self.applied.values()
-            if method.refiner and table.stands(self.shelf, method.name)
+            if method.refiner and not method.guarded and table.stands(self.shelf, method.name)
         ]
         return [
             {"method": one.name, "oracle_method": other.name}
@@ -199,7 +220,7 @@ class Study:
         prompts = {p: None for name in shelving for p in self.config.compare.refine[name]}
         views = {view.name: view for view in map(self.view_of, prompts)}
         pointed = set(self.config.points.refiners if self.config.points else [])
-        if any(name in pointed or self.finetuning.embeds(name) for name in shelving):
+        if any(name in pointed or self._trains_on_images(name) for name in shelving):
             views[self.full_view.name] = self.full_view
         return views
 
@@ -252,7 +273,7 @@ class Study:
         sharing = self._sharing(name)
         if evaluation == "folds":
             points = set(self.config.points.refiners if self.config.points else [])
-            if any(one in points or self.finetuning.embeds(one) for one in sharing):
+            if any(one in points or self._trains_on_images(one) for one in sharing):
                 return True
         return any(
             self.view_of(prompt).window is None
@@ -315,8 +336,15 @@ class Study:
 
         They follow from the fit alone: a further prompt mode or fold must train nothing again.
         """
-        if not self.finetuning.embeds(refiner):
+        return self._fold_indices(trainset, refiner, fit) if self.finetuning.embeds(refiner) else []
+
+    def joint_indices(self, trainset: str, name: str, fit: str) -> list[str]:
+        """Return the same of an end-to-end method."""
+        if not self.end_to_end.embeds(name):
             return []
+        return self._fold_indices(trainset, self.end_to_end.of(name).refiner, fit)
+
+    def _fold_indices(self, trainset: str, refiner: str, fit: str) -> list[str]:
         mine = None if self.config.splits.protocol == "seed" else fit
         folds = [f"fold{fold}" for fold in range(self.config.splits.folds)]
         return [
@@ -325,6 +353,12 @@ class Study:
             for fold in folds
             if fold != mine  # what a fold reports on no other role of it holds
         ]
+
+    def _trains_on_images(self, refiner: str) -> bool:
+        """Return whether a training needs the embeddings of whole images of a refiner."""
+        joint = self.end_to_end
+        mine = [name for name in joint.names if joint.of(name).refiner == refiner]
+        return self.finetuning.embeds(refiner) or any(map(joint.embeds, mine))
 
     def _sharing(self, name: str) -> list[str]:
         return [row for row in self.config.compare.refine if self.embeddings_of(row) == name]
@@ -338,18 +372,14 @@ class Study:
             "fit": fit,
             "family": row.family,
             "weights": row.weights,
-            # Neither moved copies of a prompt nor a compiled encoder have a part in training.
-            "options": {k: v for k, v in options.items() if k not in ("jitter", "compile")},
+            "options": trained_options(options),
             "protocol": self.config.splits.protocol,
             "device": self.config.device,
         }
 
     def refiner_options(self, refiner: str) -> dict[str, Any]:
         """Return a refiner's own keys, presets resolved, without those that say the default."""
-        row = self.config.refiners[refiner]
-        default = REFINERS[row.family].options().model_dump(mode="json")
-        given = parse_options(row.family, row.options).model_dump(mode="json")
-        return {key: value for key, value in sorted(given.items()) if value != default[key]}
+        return refiner_options(self.config, refiner)
 
 
 def load_study(values: Mapping[str, Any]) -> Study:

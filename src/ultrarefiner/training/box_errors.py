@@ -23,10 +23,9 @@ from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.io import read_json, write_json
 from ultrarefiner.models.cards import check_fold, check_leak
 from ultrarefiner.prompts.geometry import Box, tight_box
-from ultrarefiner.runtime import choose_device
-from ultrarefiner.training.checkpoint import load_model
 from ultrarefiner.training.data import Prepared
-from ultrarefiner.training.prediction import predict_cases
+from ultrarefiner.training.prediction import segment_cases
+from ultrarefiner.training.segmenter import open_segmenter
 
 log = logging.getLogger(__name__)
 
@@ -103,14 +102,14 @@ def measure_boxes(
         SplitError: The fold is not in the table, or the model is another fold's.
         WeightsError: The model is absent, damaged, or another's.
     """
-    net, facts = load_model(model, card)
+    segmenter = open_segmenter(model, card, device)
+    facts = segmenter.card
     check_fold(facts, fold)
     cases = read_split(splits, fold)["validation"]
     check_leak(facts, cases, allow_selected=True)
-    net.to(choose_device(device))
     errors: dict[str, Errors] = {}
     misses, without = [], []
-    for case, one, truth in predict_cases(net, facts, prepared, cases, flips):
+    for case, one, truth in segment_cases(segmenter, prepared, cases, flips):
         if not truth.any():
             without.append(case)
         elif not one.mask.any():

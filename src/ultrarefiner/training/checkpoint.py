@@ -27,6 +27,7 @@ __all__ = [
     "check_leak",
     "licences",
     "load_model",
+    "load_strictly",
     "load_weights",
     "read_card",
     "save_weights",
@@ -84,7 +85,12 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _load_strictly(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
+def load_strictly(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Fill a model with exactly its own tensors.
+
+    Raises:
+        WeightsError: One is missing, unexpected or of another shape; the message lists them.
+    """
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     problems = [f"missing: {key}" for key in sorted(own.keys() - found.keys())]
@@ -132,5 +138,5 @@ def load_model(model_path: str | Path, card_path: str | Path) -> tuple[nn.Module
             f"have (it has {', '.join(sorted(MODELS))}). Train the model again."
         )
     model = build_model(**architecture)
-    _load_strictly(model, load_weights(model_path), model_path)
+    load_strictly(model, load_weights(model_path), model_path)
     return model.eval(), card

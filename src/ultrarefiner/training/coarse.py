@@ -232,8 +232,7 @@ def train_coarse(
             "fingerprint": resume.fingerprint,
         },
     )
-    best = {"rows": result.rows, "best_epoch": result.best_epoch, "metrics": result.metrics}
-    resume.finish(best, result.best_epoch, model)
+    resume.finish(result.state(), result.best_epoch, model)
     _say_best(result, selection, len(roles["validation"]), model)
 
 

@@ -44,6 +44,11 @@ def epoch_line(row: Mapping[str, float | int], epochs: int) -> str:
     return "  ".join(parts)
 
 
+def metrics_line(metrics: Mapping[str, float]) -> str:
+    """Return validation metrics in one line."""
+    return ", ".join(f"{_NAMES.get(name, name)} {value:.4f}" for name, value in metrics.items())
+
+
 def validation_table(
     metrics: Mapping[str, float], selection: str, best: float, best_epoch: int, is_best: bool
 ) -> str:
@@ -53,7 +58,7 @@ def validation_table(
         metrics: Name and mean over the validation cases.
         selection: The metric that chooses the best epoch.
         best: Its best value so far.
-        best_epoch: Epoch of that value, from 1.
+        best_epoch: Epoch of that value, from 1; 0: before training.
         is_best: Whether this validation is it.
     """
     names = [_NAMES.get(name, name) for name in metrics]

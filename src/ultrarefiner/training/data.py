@@ -116,6 +116,20 @@ def resize_label(label: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     return (resize_image(label.astype(np.float32), size) >= 0.5).astype(np.uint8)
 
 
+def enlarge(probability: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resample probabilities bilinearly to an image's size; threshold only afterwards.
+
+    Args:
+        probability: float32 (h, w), at the model's size.
+        height: Original height in pixels.
+        width: Original width in pixels.
+
+    Returns:
+        float32 (height, width).
+    """
+    return cv2.resize(probability, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
 @dataclass(frozen=True)
 class CoarseData:
     """Cases as a coarse model sees them.

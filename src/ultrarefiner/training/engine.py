@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,11 +21,12 @@ from torch import nn
 from tqdm import tqdm
 
 from ultrarefiner.errors import ConfigError, UltraRefinerError
-from ultrarefiner.io import item_seed, write_rows
+from ultrarefiner.io import item_seed
 from ultrarefiner.runtime import choose_device, seed_everything
 from ultrarefiner.training import console
+from ultrarefiner.training.history import FitResult, add_scalars, open_events, write_history
+from ultrarefiner.training.plan import Stage, one_stage, open_stages, stage_rates
 from ultrarefiner.training.resume import ResumeFolder
-from ultrarefiner.training.schedules import learning_rate
 from ultrarefiner.training.signals import Check, stop_on_signal
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,10 @@ class EngineSettings:
     Attributes:
         selection: The validation metric whose highest value chooses the model; of equal ones the
             earliest epoch wins.
+        keep_start: Validate before training too; the model stays as it was if no epoch is better.
+        largest_drop: A validation metric and how far it may fall below its value before training;
+            when it has fallen further, that epoch is not chosen and training ends. Needs
+            ``keep_start``.
         tensorboard: Folder for TensorBoard events; ``None``: none are written.
     """
 
@@ -82,22 +87,9 @@ class EngineSettings:
     seed: int = 42
     device: str = "auto"
     selection: str = "dice"
+    keep_start: bool = False
+    largest_drop: tuple[str, float] | None = None
     tensorboard: Path | None = None
-
-
-@dataclass
-class FitResult:
-    """What a training came to; also its progress while it runs.
-
-    Attributes:
-        rows: The history, one row an epoch.
-        best_epoch: Epoch of the chosen model, from 1.
-        metrics: Validation metrics of that epoch.
-    """
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    best_epoch: int | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def set_train_mode(model: nn.Module) -> None:
@@ -113,19 +105,13 @@ def set_train_mode(model: nn.Module) -> None:
             module.eval()
 
 
-def make_optimizer(model: nn.Module, settings: EngineSettings) -> torch.optim.Optimizer:
-    """Return the optimizer of the parameters that require a gradient.
-
-    Raises:
-        UltraRefinerError: No parameter does.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise UltraRefinerError("every parameter of the model is frozen; unfreeze a part to train")
+def make_optimizer(stages: Sequence[Stage], settings: EngineSettings) -> torch.optim.Optimizer:
+    """Return the optimizer of the parts of a model, one parameter group for each."""
+    groups = [{"params": list(stage.parameters), "lr": stage.lr} for stage in stages]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
+        return torch.optim.AdamW(groups, settings.lr, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
-        parameters,
+        groups,
         settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
@@ -173,45 +159,26 @@ def _set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def _open_events(folder: Path | None, done: int) -> Any:
-    if folder is None:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError(
-            "tensorboard: true needs the package tensorboard, which is not installed; install "
-            "'ultrarefiner[tensorboard]' or set tensorboard: false"
-        ) from None
-    return SummaryWriter(str(folder), purge_step=done + 1)
-
-
-def _add_scalars(events: Any, row: dict[str, Any]) -> None:
-    for name, value in row.items():
-        if name != "epoch":
-            events.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
-    events.flush()
-
-
-def _write_history(path: Path, rows: list[dict[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    columns.sort(key=lambda name: name == "seconds")
-    write_rows(path, columns, rows)
-
-
 class _Run:
     """One call of ``fit``: the model, the optimizer and where they are in the schedule."""
 
-    def __init__(self, task: Task, settings: EngineSettings, resume: ResumeFolder) -> None:
+    def __init__(
+        self,
+        task: Task,
+        settings: EngineSettings,
+        resume: ResumeFolder,
+        stages: Sequence[Stage] | None,
+    ) -> None:
         self.task, self.settings, self.resume = task, settings, resume
+        self.stages = stages or one_stage(task.model, settings.lr)
         self.fabric = make_fabric(settings)
         self.model, self.optimizer = self.fabric.setup(
-            task.model, make_optimizer(task.model, settings)
+            task.model, make_optimizer(self.stages, settings)
         )
-        self.steps = sum(
+        self.steps = [
             math.ceil(len(task.batch_sizes(epoch)) / settings.accumulate)
             for epoch in range(settings.epochs)
-        )
+        ]
         self.step = 0
         self.result = FitResult()
         saved = resume.load()
@@ -219,7 +186,9 @@ class _Run:
             self._restore(saved)
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        self.result = FitResult(saved["rows"], saved["best_epoch"], saved["metrics"])
+        # States of before there was a start to keep have no more than three of these.
+        names = ("rows", "best_epoch", "metrics", "before", "stopped")
+        self.result = FitResult(**{name: saved[name] for name in names if name in saved})
         if saved.get("finished"):
             return
         self.task.model.load_state_dict(saved["model"])
@@ -238,9 +207,7 @@ class _Run:
             "precision": self.fabric.strategy.precision.state_dict(),
             "rng": _rng_state(),
             "step": self.step,
-            "rows": self.result.rows,
-            "best_epoch": self.result.best_epoch,
-            "metrics": self.result.metrics,
+            **self.result.state(),
         }
         self.resume.save(state, self.result.best_epoch)
 
@@ -249,9 +216,10 @@ class _Run:
         settings, started = self.settings, time.perf_counter()
         # Seeded anew, so that an epoch's dropout does not depend on how training got here.
         seed_everything(item_seed(settings.seed, "epoch", epoch))
+        open_stages(self.stages, epoch)
         set_train_mode(self.task.model)
         groups = _groups(self.task.batch_sizes(epoch), settings.accumulate)
-        rate = learning_rate(settings, self.step, self.steps)
+        rates = self._rates()
         losses, observed = [], []
         title = f"epoch {epoch + 1}/{settings.epochs}"
         with tqdm(total=len(groups), desc=title, disable=None, leave=False) as bar:
@@ -274,12 +242,18 @@ class _Run:
         measured = self.task.measure(torch.cat(observed).cpu())
         row: dict[str, Any] = {"epoch": epoch + 1, "train_loss": loss}
         row |= {f"train_{name}": value for name, value in measured.items()}
-        return row | {"lr": rate, "seconds": time.perf_counter() - started}
+        row["lr"] = max(rates)
+        if len(rates) > 1:
+            row |= {f"lr_{of.name}": rate for of, rate in zip(self.stages, rates, strict=True)}
+        return row | {"seconds": time.perf_counter() - started}
+
+    def _rates(self) -> list[float]:
+        return stage_rates(self.stages, self.settings, self.step, self.steps)
 
     def _take_step(self) -> None:
         settings = self.settings
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, self.step, self.steps)
+        for group, rate in zip(self.optimizer.param_groups, self._rates(), strict=True):
+            group["lr"] = rate
         if settings.grad_clip is not None:
             # With a gradient scaler an infinite gradient is normal: the scaler skips the step.
             self.fabric.clip_gradients(
@@ -299,15 +273,42 @@ class _Run:
         metrics = self.task.validate(check)
         row |= {f"val_{name}": value for name, value in metrics.items()}
         row["seconds"] += time.perf_counter() - started
-        chosen, result = self.settings.selection, self.result
-        if not result.metrics or metrics[chosen] > result.metrics[chosen]:
-            result.best_epoch, result.metrics = row["epoch"], metrics
-            self.resume.save_best(row["epoch"], self.task.model.state_dict())
+        result = self.result
+        result.stopped = self._why_stop(metrics)
+        chosen = self.settings.selection
+        better = not result.metrics or metrics[chosen] > result.metrics[chosen]
+        if better and not result.stopped:
+            self._keep(row["epoch"], metrics)
         return metrics
+
+    def _why_stop(self, metrics: dict[str, float]) -> str:
+        if self.settings.largest_drop is None:
+            return ""
+        name, most = self.settings.largest_drop
+        before, now = self.result.before[name], metrics[name]
+        if before - now <= most:
+            return ""
+        return f"{name} fell from {before:.4f} before training to {now:.4f}, by more than {most:g}"
+
+    def _keep(self, epoch: int, metrics: dict[str, float]) -> None:
+        self.result.best_epoch, self.result.metrics = epoch, metrics
+        self.resume.save_best(epoch, self.task.model.state_dict())
+
+    def start(self, check: Check) -> None:
+        """Validate the model as it comes, and keep it until an epoch is better."""
+        self.task.model.eval()
+        self.result.before = self.task.validate(check)
+        self._keep(0, self.result.before)
+        self.save()
+        log.info("before training: %s", console.metrics_line(self.result.before))
 
 
 def fit(
-    task: Task, settings: EngineSettings, resume: ResumeFolder, history: str | Path
+    task: Task,
+    settings: EngineSettings,
+    resume: ResumeFolder,
+    history: str | Path,
+    stages: Sequence[Stage] | None = None,
 ) -> FitResult:
     """Train a task's model, from the last finished epoch if ``resume`` holds one.
 
@@ -319,16 +320,21 @@ def fit(
         settings: How.
         resume: Folder of the state between runs.
         history: CSV to rewrite after each epoch: epoch, train_*, lr, val_*, seconds.
+        stages: Which parts train when; None: what requires a gradient, in all epochs.
 
     Raises:
         UltraRefinerError: The loss is not finite, or nothing can be trained.
         SystemExit: SIGTERM came (status 143); the last finished epoch is saved.
     """
-    run = _Run(task, settings, resume)
+    run = _Run(task, settings, resume, stages)
     result, history = run.result, Path(history)
-    events = _open_events(settings.tensorboard, len(result.rows))
+    events = open_events(settings.tensorboard, len(result.rows))
     with stop_on_signal() as check:
+        if settings.keep_start and not result.before:
+            run.start(check)
         for epoch in range(len(result.rows), settings.epochs):
+            if result.stopped:
+                break
             row = run.train_epoch(epoch, check)
             last = epoch + 1 == settings.epochs
             metrics = None
@@ -336,13 +342,15 @@ def fit(
                 metrics = run.validate(row, check)
             result.rows.append(row)
             run.save()
-            _write_history(history, result.rows)
+            write_history(history, result.history)
             _tell(row, metrics, result, settings)
             if events is not None:
-                _add_scalars(events, row)
+                add_scalars(events, row)
     if events is not None:
         events.close()
-    _write_history(history, result.rows)
+    if result.stopped:
+        log.warning("training ended after epoch %d: %s", len(result.rows), result.stopped)
+    write_history(history, result.history)
     task.model.load_state_dict(resume.load_best(result.best_epoch))
     task.model.eval()
     return result

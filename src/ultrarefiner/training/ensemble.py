@@ -13,8 +13,10 @@ import numpy as np
 from ultrarefiner import images
 from ultrarefiner.datasets.parts import read_part
 from ultrarefiner.errors import SplitError, UltraRefinerError, first_names
-from ultrarefiner.io import atomic_directory
+from ultrarefiner.io import atomic_directory, write_rows
 from ultrarefiner.models.cards import check_leak, read_card, read_threshold
+from ultrarefiner.refine.guard import mask_iou
+from ultrarefiner.refine.jobs import TABLE_COLUMNS
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +75,7 @@ def ensemble_masks(
         UltraRefinerError: The members are not folds of one model, a picture is absent or damaged,
             or two pictures of a case differ in size.
     """
-    facts = [read_card(path) for path in cards]
-    _check_members(facts)
-    wanted = read_part(splits, f"{cases}-mean")
-    for card in facts:
-        # No protocol lets a model be selected on cases outside the folds.
-        check_leak(card, wanted, allow_selected=False)
+    wanted = _unseen_cases(cards, members, splits, cases)
     _check_complete([*members, *member_masks], wanted)
     own = float(np.mean([read_threshold(path) for path in thresholds]))
     with ExitStack() as stack:
@@ -97,6 +94,63 @@ def ensemble_masks(
             images.write_probability(folders["soft"] / name, total / (_LEVELS * count))
             images.write_mask(folders["vote"] / name, 2 * votes > count)
     log.info("%d members, %d cases, threshold %.3f: %s", len(members), len(wanted), own, mean)
+
+
+def ensemble_refined(
+    member_masks: Sequence[str | Path],
+    cards: Sequence[str | Path],
+    splits: str | Path,
+    cases: str,
+    output: str | Path,
+    table: str | Path,
+) -> None:
+    """Write the ensemble of a refiner that was finetuned on each fold, for cases of no fold.
+
+    A pixel is lesion where at least half of the members' masks say so: refined masks have no
+    probabilities, and this is the mean of theirs of 0 and 1, cut at 0.5 as the mean of coarse
+    probabilities is.
+
+    Args:
+        member_masks: Folder of each fold's refined masks, {case}.png.
+        cards: Card of each fold's finetuned model, in the same order.
+        splits: Table that ``read_part`` takes: ``splits.csv`` or ``unseen.csv``.
+        cases: ``holdout`` or ``unseen``.
+        output: Folder to write, masks {case}.png.
+        table: CSV to write, columns ``refine.jobs.TABLE_COLUMNS``: ``agreement`` is the mean IoU of
+            the members' masks with the joint one, two empty masks agree; the others are empty.
+
+    Raises:
+        LeakError: A member was trained, or selected, on one of the cases.
+        SplitError: There are no such cases, or the members are not folds of one model.
+        UltraRefinerError: A mask is absent or damaged, or two masks of a case differ in size.
+    """
+    wanted = _unseen_cases(cards, member_masks, splits, cases)
+    _check_complete(member_masks, wanted)
+    rows = []
+    with atomic_directory(output) as folder:
+        for case in wanted:
+            name = f"{case}.png"
+            masks = _read_masks([Path(member) / name for member in member_masks])
+            joint = 2 * masks.sum(axis=0, dtype=np.int32) >= len(masks)
+            images.write_mask(folder / name, joint)
+            agreement = float(np.mean([mask_iou(mask, joint) for mask in masks]))
+            rows.append({"case": case, "agreement": agreement})
+    write_rows(table, TABLE_COLUMNS, rows)
+    log.info("%d members, %d cases: %s", len(member_masks), len(wanted), output)
+
+
+def _unseen_cases(
+    cards: Sequence[str | Path], members: Sequence[str | Path], splits: str | Path, cases: str
+) -> list[str]:
+    """Return the cases of an ensemble, of which none of its members has seen any."""
+    # A member without a card would go unchecked.
+    facts = [read_card(card) for card, _ in zip(cards, members, strict=True)]
+    _check_members(facts)
+    wanted = read_part(splits, f"{cases}-mean")
+    for card in facts:
+        # No protocol lets a model be selected on cases outside the folds.
+        check_leak(card, wanted, allow_selected=False)
+    return wanted
 
 
 def _check_members(cards: Sequence[dict[str, Any]]) -> None:
@@ -130,10 +184,22 @@ def _sums(
     for path, mask_path in zip(soft, hard, strict=True):
         level, mask = images.read_gray(path), images.read_mask(mask_path)
         for found, where in ((level, path), (mask, mask_path)):
-            if found.shape != total.shape:
-                raise UltraRefinerError(
-                    f"{where} has {found.shape[0]} x {found.shape[1]} pixels and {soft[0]} has "
-                    f"{total.shape[0]} x {total.shape[1]}. Delete both folders and run again."
-                )
+            _check_size(found, where, total, soft[0])
         total, votes = total + level, votes + mask
     return total, votes
+
+
+def _read_masks(paths: Sequence[Path]) -> np.ndarray:
+    """Return the members' masks of a case, bool (N, H, W)."""
+    masks = [images.read_mask(path) for path in paths]
+    for mask, path in zip(masks, paths, strict=True):
+        _check_size(mask, path, masks[0], paths[0])
+    return np.stack(masks)
+
+
+def _check_size(found: np.ndarray, where: Path, first: np.ndarray, first_where: Path) -> None:
+    if found.shape != first.shape:
+        raise UltraRefinerError(
+            f"{where} has {found.shape[0]} x {found.shape[1]} pixels and {first_where} has "
+            f"{first.shape[0]} x {first.shape[1]}. Delete both folders and run again."
+        )

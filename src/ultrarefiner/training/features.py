@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,10 @@ class Stage:
     image_hw: tuple[int, int]
     input_size: tuple[int, int]
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Stage:
+        """Return the stage with its features on a device."""
+        return replace(self, features=self.features.to(device, non_blocking=non_blocking))
+
 
 class Features:
     """Pictures as far as the frozen part of the encoder takes them.
@@ -51,14 +55,15 @@ class Features:
     Args:
         refiner: The refiner in training, its trainable parts set.
         shelf: Where results are kept; None: each step starts from pixels.
+        rounded: Round what a frozen encoder gives as the shelf does, also where there is none.
 
     Attributes:
         block: The first block that trains; None if the encoder is frozen.
         kept: Whether results are kept.
     """
 
-    def __init__(self, refiner: SamRefiner, shelf: Shelf | None) -> None:
-        self.refiner, self.shelf = refiner, shelf
+    def __init__(self, refiner: SamRefiner, shelf: Shelf | None, rounded: bool = False) -> None:
+        self.refiner, self.shelf, self.rounded = refiner, shelf, rounded
         self.block = first_trainable_block(refiner.sam)
         # Before the first block there is next to nothing to save.
         partly = self.block is not None and isinstance(refiner.sam.image_encoder, ImageEncoderViT)
@@ -144,13 +149,13 @@ class Features:
             pixels = read()
             tensor, input_hw = self.refiner.input_tensor(pixels)
             return Stage(tensor[0].cpu(), (pixels.shape[0], pixels.shape[1]), input_hw)
-        key, found = self._keys.get((name, flipped)), None
-        if key is not None:
-            found = self.shelf.get(key, self.refiner.weights_sha256)
-        if found is None:
+        key, pixels = self._keys.get((name, flipped)), None
+        if key is None:
             pixels = read()
-            self._key(name, flipped, pixels)
-            found = self._encoded([pixels])[0]
+            key = self._key(name, flipped, pixels)
+        found = self.shelf.get(key, self.refiner.weights_sha256)
+        if found is None:
+            found = self._encoded([read() if pixels is None else pixels])[0]
             self.shelf.put(found)
             found = found.rounded() if self.shelf.dtype == "float16" else found
         return Stage(torch.from_numpy(found.features), found.image_hw, found.input_size)
@@ -169,7 +174,8 @@ class Features:
             if self.block is not None:
                 return sam.image_encoder(features)
             with torch.no_grad():
-                return encode(sam, features, self.refiner.options.precision)
+                made = encode(sam, features, self.refiner.options.precision)
+            return made.half().float() if self.rounded else made
         if self.block is None:
             return features
         return encode_from(sam, features.permute(0, 2, 3, 1).contiguous(), self.block)

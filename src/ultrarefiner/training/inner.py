@@ -16,10 +16,9 @@ from ultrarefiner.datasets.splits import read_split
 from ultrarefiner.errors import LeakError, UltraRefinerError, first_names
 from ultrarefiner.io import atomic_directory
 from ultrarefiner.models.cards import check_fold, check_leak, read_card, upstream
-from ultrarefiner.runtime import choose_device
-from ultrarefiner.training.checkpoint import load_model
 from ultrarefiner.training.data import Prepared
-from ultrarefiner.training.prediction import predict_cases
+from ultrarefiner.training.prediction import segment_cases
+from ultrarefiner.training.segmenter import open_segmenter
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,8 @@ def predict_inner(
         SplitError: The fold is not in the table, or the model is another fold's.
         WeightsError: The model is absent, damaged, or another's.
     """
-    net, facts = load_model(model, card)
+    segmenter = open_segmenter(model, card, device)
+    facts = segmenter.card
     check_fold(facts, fold)
     roles = read_split(splits, fold)
     check_leak(facts, roles["test"], allow_selected=False)
@@ -63,9 +63,8 @@ def predict_inner(
             f"{card}: the model has seen {len(outside)} cases that are in no inner fold of "
             f"{splits}: {first_names(outside)}. Train it again with that table."
         )
-    net.to(choose_device(device))
     with atomic_directory(output) as folder:
-        for case, one, _ in predict_cases(net, facts, prepared, roles["test"], flips):
+        for case, one, _ in segment_cases(segmenter, prepared, roles["test"], flips):
             images.write_probability(folder / f"{case}.png", one.probability)
     log.info("%s, inner fold %d: %d predictions", facts["name"], fold, len(roles["test"]))
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -18,24 +16,34 @@ from ultrarefiner import images
 from ultrarefiner.datasets.parts import parse_part, read_part
 from ultrarefiner.datasets.splits import read_split
 from ultrarefiner.io import atomic_directory, write_json
+from ultrarefiner.models import height_width
 from ultrarefiner.models.cards import check_fold, check_leak, read_threshold
+from ultrarefiner.refine.shelf import Shelf
 from ultrarefiner.runtime import choose_device
 from ultrarefiner.training.checkpoint import load_model
-from ultrarefiner.training.data import CoarseData, Prepared, PreparedCases, as_input
+from ultrarefiner.training.data import (
+    CoarseData,
+    Prepared,
+    PreparedCases,
+    as_input,
+    enlarge,
+    resize_image,
+)
+from ultrarefiner.training.segmenter import (
+    THRESHOLD,
+    Segmented,
+    Segmenter,
+    mask_of,
+    open_segmenter,
+)
 
 log = logging.getLogger(__name__)
 
-THRESHOLD = 0.5
 GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Thresholds to choose from: 0.05, 0.10, ... 0.95."""
 
 _FLIPS = ((), (3,), (2,), (2, 3))
 """Dimensions of (B, C, H, W) turned round: none, left-right, up-down, both."""
-
-
-def mask_of(probability: np.ndarray, threshold: float) -> np.ndarray:
-    """Return bool (H, W): probability (float32) of at least the threshold, rounded to float32."""
-    return probability >= np.float32(threshold)
 
 
 @dataclass(frozen=True)
@@ -57,20 +65,6 @@ class Prediction:
     def mask(self) -> np.ndarray:
         """Bool (H, W): probability of at least one half."""
         return mask_of(self.probability, THRESHOLD)
-
-
-def enlarge(probability: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resample probabilities bilinearly to an image's size; threshold only afterwards.
-
-    Args:
-        probability: float32 (h, w), at the model's size.
-        height: Original height in pixels.
-        width: Original width in pixels.
-
-    Returns:
-        float32 (height, width).
-    """
-    return cv2.resize(probability, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def _probabilities(
@@ -116,16 +110,37 @@ def predict(
             yield Prediction(start + offset, logits[offset], enlarge(probability, *shape))
 
 
-def predict_cases(
-    net: nn.Module, card: dict[str, Any], prepared: Prepared, cases: list[str], flips: bool
-) -> Iterator[tuple[str, Prediction, np.ndarray]]:
-    """Give case id, prediction and truth of each case, with one batch in memory at a time."""
-    source, size = PreparedCases(prepared), card["config"]["batch_size"]
+class CoarseSegmenter:
+    """A coarse model, ready for any image; see ``segmenter.Segmenter``."""
+
+    def __init__(self, model: str | Path, card: str | Path, device: str) -> None:
+        net, self.card = load_model(model, card)
+        self._net = net.to(choose_device(device))
+        self._size = height_width(self.card["architecture"]["image_size"])
+
+    def segment(self, images: Sequence[np.ndarray], flips: bool = False) -> list[Segmented]:
+        """Segment uint8 (H, W, 3) RGB images of any sizes together."""
+        resized = np.stack([resize_image(image, self._size) for image in images])
+        batch = torch.from_numpy(resized).to(next(self._net.parameters()).device)
+        with torch.inference_mode():
+            soft = _probabilities(self._net, as_input(batch), flips)[1].cpu().numpy()
+        return [
+            Segmented(enlarge(one, *image.shape[:2]))
+            for one, image in zip(soft, images, strict=True)
+        ]
+
+
+def segment_cases(
+    segmenter: Segmenter, prepared: Prepared, cases: Sequence[str], flips: bool
+) -> Iterator[tuple[str, Segmented, np.ndarray]]:
+    """Give case id, what a model says and truth, bool (H, W), of each case; a batch in memory."""
+    source, size = PreparedCases(prepared), segmenter.card["config"]["batch_size"]
     for start in range(0, len(cases), size):
         batch = cases[start : start + size]
-        data = CoarseData.read(source, batch, card["architecture"]["image_size"])
-        for one in predict(net, data, size, flips=flips):
-            yield data.cases[one.index], one, data.truths[one.index]
+        pairs = [source.read(case) for case in batch]
+        said = segmenter.segment([image for image, _ in pairs], flips)
+        for case, one, (_, label) in zip(batch, said, pairs, strict=True):
+            yield case, one, label.astype(bool)
 
 
 def predict_coarse(
@@ -141,11 +156,13 @@ def predict_coarse(
     tuned: str | Path,
     probabilities: str | Path,
     device: str = "auto",
+    coarse: str | Path | None = None,
+    shelf: Shelf | None = None,
 ) -> None:
     """Write masks and probabilities of the cases of a part, at original size.
 
     Args:
-        model: Weights that ``train_coarse`` wrote.
+        model: Weights that ``train_coarse`` or ``train_end_to_end`` wrote.
         card: Their card.
         threshold: What ``choose_threshold`` wrote for them.
         prepared: Folder of the prepared cases of the dataset that the part is of.
@@ -158,30 +175,32 @@ def predict_coarse(
         tuned: Folder to write, the same at the model's own threshold.
         probabilities: Folder to write, {case}.png of probability x 255.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        coarse: Folder to write, masks of the coarse model inside one that was trained end to end.
+        shelf: Where embeddings are kept, for a model that was trained end to end.
 
     Raises:
         LeakError: The model has seen cases of the part.
         SplitError: The part is not in the table, or is not one of the model's fold.
         WeightsError: The model is absent, damaged, or another's.
     """
-    net, facts = load_model(model, card)
-    wanted = parse_part(part)
+    segmenter = open_segmenter(model, card, device, shelf)
+    facts, wanted = segmenter.card, parse_part(part)
     check_fold(facts, wanted.fold)
     cases = read_part(splits, part)
     in_fold = wanted.evaluation == "folds"
     check_leak(facts, cases, allow_selected=protocol == "seed" and in_fold)
     own = read_threshold(threshold)
-    net.to(choose_device(device))
+    outputs = [masks, tuned, probabilities, *([] if coarse is None else [coarse])]
     with ExitStack() as stack:
-        folders = [
-            stack.enter_context(atomic_directory(path)) for path in (masks, tuned, probabilities)
-        ]
-        for case, one, _ in predict_cases(net, facts, prepared, cases, flips):
+        folders = [stack.enter_context(atomic_directory(path)) for path in outputs]
+        for case, one, _ in segment_cases(segmenter, prepared, cases, flips):
             name = f"{case}.png"
             # Masks come of the float probability, not of its rounded picture.
             images.write_mask(folders[0] / name, one.mask)
             images.write_mask(folders[1] / name, mask_of(one.probability, own))
             images.write_probability(folders[2] / name, one.probability)
+            if coarse is not None:
+                images.write_mask(folders[3] / name, mask_of(one.coarse, THRESHOLD))
     log.info("%s on %s: %d masks in %s", facts["name"], part, len(cases), masks)
 
 
@@ -205,6 +224,7 @@ def choose_threshold(
     flips: bool,
     output: str | Path,
     device: str = "auto",
+    shelf: Shelf | None = None,
 ) -> None:
     """Write the threshold of the highest mean Dice over a fold's validation cases.
 
@@ -213,7 +233,7 @@ def choose_threshold(
     protocol ``seed`` the validation cases are the test cases, and ``selection`` says so.
 
     Args:
-        model: Weights that ``train_coarse`` wrote.
+        model: Weights that ``train_coarse`` or ``train_end_to_end`` wrote.
         card: Their card.
         prepared: Folder ``{dataset}/prepared``, or those of all datasets of the trainset.
         splits: ``splits.csv`` of the trainset.
@@ -222,20 +242,21 @@ def choose_threshold(
         output: JSON to write: ``threshold``, ``dice`` (the mean at it), ``dice_at_half``,
             ``cases`` (with a lesion), ``selection``, ``curve`` (pairs of threshold and mean Dice).
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        shelf: Where embeddings are kept, for a model that was trained end to end.
 
     Raises:
         LeakError: The model was trained on validation cases, which would say nothing.
         SplitError: The fold is not in the table, or the model is another fold's.
         WeightsError: The model is absent, damaged, or another's.
     """
-    net, facts = load_model(model, card)
+    segmenter = open_segmenter(model, card, device, shelf)
+    facts = segmenter.card
     check_fold(facts, fold)
     cases = read_split(splits, fold)["validation"]
     check_leak(facts, cases, allow_selected=True)
-    net.to(choose_device(device))
     curves = [
         _dice_curve(one.probability, truth)
-        for _, one, truth in predict_cases(net, facts, prepared, cases, flips)
+        for _, one, truth in segment_cases(segmenter, prepared, cases, flips)
         if truth.any()
     ]
     means = [float(mean) for mean in np.mean(curves, axis=0)] if curves else []

@@ -198,8 +198,7 @@ def train_refiner(
             **_sources(inputs, known),
         },
     )
-    best = {"rows": result.rows, "best_epoch": result.best_epoch, "metrics": result.metrics}
-    resume.finish(best, result.best_epoch, None)
+    resume.finish(result.state(), result.best_epoch, None)
     _say_best(result, before, model)
 
 

@@ -42,7 +42,7 @@ class Sample:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Sample:
         """Return the sample on a device."""
-        stage = replace(self.stage, features=self.stage.features.to(device, non_blocking=True))
+        stage = self.stage.to(device, non_blocking=True)
         mask = self.query.mask
         query = self.query if mask is None else replace(self.query, mask=mask.to(device))
         return Sample(stage, query, self.target.to(device), self.coarse.to(device))

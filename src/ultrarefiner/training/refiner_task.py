@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import nn
 
 from ultrarefiner.config import FinetuneConfig
-from ultrarefiner.errors import WeightsError
 from ultrarefiner.io import item_seed
 from ultrarefiner.prompts.geometry import lesion_pixels
 from ultrarefiner.refine.crop import paste_window
 from ultrarefiner.refine.reading import read_ahead
 from ultrarefiner.refine.sam import Answer, LiveFeatures, SamRefiner
+from ultrarefiner.training.changing import PartlyTrained
 from ultrarefiner.training.counts import confusion_counts, mean_measures
 from ultrarefiner.training.data import batch_sizes
 from ultrarefiner.training.features import Features
@@ -32,17 +31,14 @@ from ultrarefiner.training.refiner_samples import (
 from ultrarefiner.training.signals import Check
 
 
-class PromptedModel(nn.Module):
-    """A promptable model in training: samples in, one mask each out.
-
-    Its state dict holds what training can change and nothing else, so that saving an epoch does not
-    cost a copy of a frozen encoder.
-    """
+class PromptedModel(PartlyTrained):
+    """A promptable model in training: samples in, one mask each out."""
 
     def __init__(self, refiner: SamRefiner, features: Features) -> None:
         super().__init__()
         self.sam = refiner.sam
         self._refiner, self._features = refiner, features
+        self.keep_state_of(one for one in self.parameters() if one.requires_grad)
 
     def forward(self, samples: list[Sample]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Refine each sample, as at inference: the same passes, the same choice among masks.
@@ -75,38 +71,6 @@ class PromptedModel(nn.Module):
             refiner.run_passes(LiveFeatures(one[None], of.image_hw, of.input_size), [query])[0]
             for one, of, query in zip(features, stages, queries, strict=True)
         ]
-
-    def _changing(self) -> set[str]:
-        """Return the names of trained tensors, and of buffers beside them."""
-        names = {name for name, one in self.named_parameters() if one.requires_grad}
-        for prefix, module in self.named_modules():
-            if any(one.requires_grad for one in module.parameters(recurse=False)):
-                dot = f"{prefix}." if prefix else ""
-                names |= {dot + name for name, _ in module.named_buffers(recurse=False)}
-        return names
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
-        """Return the tensors that training can change."""
-        changing = self._changing()
-        state = super().state_dict(*args, **kwargs)
-        return {name: value for name, value in state.items() if name in changing}
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Load what ``state_dict`` gave.
-
-        Raises:
-            WeightsError: The tensors are not exactly those.
-        """
-        expected, given = self._changing(), set(state_dict)
-        if expected != given:
-            odd = sorted(expected ^ given)
-            raise WeightsError(
-                f"the saved state and the model differ in {len(odd)} tensors, such as {odd[0]}. "
-                "Delete the resume folder beside the model to train from the start."
-            )
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
 
 
 class RefinerTask:

@@ -1,0 +1,1 @@
+"""Trained models outside the study: in other programs and on new images."""
