@@ -22,6 +22,8 @@ rule plot_scores:
         points=points_summary,
         point_tables=point_tables,
         histories=entries.model_files(STUDY, "history.csv"),
+        # Beside the histories; they tell which epoch was kept.
+        cards=entries.model_files(STUDY, "card.json"),
     output:
         figures=directory("results/{run}/report/figures"),
     log:

@@ -64,7 +64,7 @@ def cases(rng, count, shape):
 
 
 def shelve_finetuned(writer):
-    """Write what the finetuned refiners make of a dataset: no masks of `tuned` by an ensemble."""
+    """Write what the finetuned refiners make of a dataset."""
     names = list(writer.cases)
     for fold in (0, 1):
         if writer.dataset == "stu":
@@ -75,7 +75,10 @@ def shelve_finetuned(writer):
         writer.shelve(f"fold{fold}", "tuned-box", "", mine, fold)
         writer.shelve(f"holdout-fold{fold}", "tuned-box", "", names[10:], fold, move=1 + fold)
     if writer.dataset == "stu":
-        writer.shelve("unseen-mean", "joint-box", "@busi", names, None, "mean", "busi", 2)
+        for name in ("tuned-box", "joint-box"):
+            writer.shelve("unseen-mean", name, "@busi", names, None, "mean", "busi", 2)
+    else:
+        writer.shelve("holdout-mean", "tuned-box", "", names[10:], None, "mean")
 
 
 def write_history(path, fold, epochs=12):

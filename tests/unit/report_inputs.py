@@ -26,8 +26,10 @@ METHODS = {
     "sam-both": ("coarse", False),
     "sam-oracle_box": ("ground_truth", True),
 }
-# Finetuned: in the studies of report_finetuned alone.
-SOURCES = METHODS | dict.fromkeys(("tuned-box", "joint-box"), ("coarse", False))
+# In the studies of report_finetuned and report_end_to_end alone.
+JOINT = ("as_one", "as_one-tuned", "as_one-guarded")
+REFINED = ("tuned-box", "joint-box", "tuned-box-guarded", *JOINT)
+SOURCES = METHODS | dict.fromkeys(REFINED, ("coarse", False)) | {"as_one-coarse": ("none", False)}
 REVISION = "0123abc" + "4" * 33
 SHAPE = (96, 128)
 SPLIT_COLUMNS = ["case", "group", "fold", "role"]
@@ -102,7 +104,7 @@ class Writer:
             if evaluation == "unseen" if at else evaluation == "folds":
                 write_mask(base / "masks" / name / part / f"{case}.png", mask)
             self.rows.append(self.score(case, name, mask, evaluation, member, fold, trained_on))
-        prompt = SOURCES[method][0] != "none"
+        prompt = SOURCES[method][0] != "none" and method not in JOINT
         self.entries.append(
             {
                 "dataset": self.dataset,

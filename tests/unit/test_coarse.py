@@ -13,7 +13,7 @@ from ultrarefiner.config import AugmentConfig, CoarseConfig
 from ultrarefiner.errors import ConfigError, SplitError, WeightsError
 from ultrarefiner.io import file_sha256, read_rows
 from ultrarefiner.training.checkpoint import load_model
-from ultrarefiner.training.coarse import CoarseTask, _settings
+from ultrarefiner.training.coarse import CoarseTask
 from ultrarefiner.training.data import (
     CoarseData,
     TrainingBatches,
@@ -21,6 +21,7 @@ from ultrarefiner.training.data import (
     batch_sizes,
     resize_image,
 )
+from ultrarefiner.training.engine import settings_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,14 +54,14 @@ def test_every_key_of_the_config_reaches_the_engine(tmp_path):
         grad_clip=0.5, accumulate=3, precision="bf16-mixed", validate_every=2, seed=5,
         tensorboard=True,
     )  # fmt: skip
-    given = dataclasses.asdict(_settings(config, "cpu", tmp_path))
+    given = dataclasses.asdict(settings_of(config, tmp_path, "cpu"))
     shared = set(given) & set(CoarseConfig.model_fields) - {"tensorboard"}
     assert len(shared) >= 12
     assert {key: given[key] for key in shared} == {key: getattr(config, key) for key in shared}
-    assert given["tensorboard"] == tmp_path
-    assert _settings(CoarseConfig(), "cpu", tmp_path).tensorboard is None
+    assert given["tensorboard"] == tmp_path / "tensorboard"
+    assert settings_of(CoarseConfig(), tmp_path, "cpu").tensorboard is None
     for nesterov in (False, True):
-        assert _settings(CoarseConfig(nesterov=nesterov), "cpu", tmp_path).nesterov is nesterov
+        assert settings_of(CoarseConfig(nesterov=nesterov), tmp_path, "cpu").nesterov is nesterov
 
 
 def test_the_written_model_has_the_metrics_of_its_card(toy_study, toy_model):

@@ -9,6 +9,7 @@ import torch
 
 from tests.end_to_end_fixture import TRAIN, joint, train_joint
 from tests.refiner_fixture import finetune, quick, write_weights
+from tests.sam_fixture import write_mobile_sam, write_tiny_ultrasam
 from tests.training_fixture import outputs, write_splits
 from ultrarefiner.datasets.loader import read_prepared
 from ultrarefiner.errors import ConfigError, LeakError, SplitError, WeightsError
@@ -324,3 +325,32 @@ def test_halves_of_a_model_that_has_none_are_refused(toy_study, toy_model, weigh
         )
     folder = train_joint(joint(epochs=1), toy_study, unet, weights, tmp_path / "joint")
     assert read_card(folder / "card.json")["architecture"]["coarse"]["model"] == "unet"
+
+
+@pytest.mark.parametrize(
+    ("family", "write"),
+    [("ultrasam", write_tiny_ultrasam), ("mobile_sam", write_mobile_sam)],
+)
+def test_every_family_that_can_be_finetuned_trains_end_to_end(
+    toy_study, toy_model, tmp_path, family, write
+):
+    path = write(tmp_path / "weights.pth")
+    config = joint(epochs=1, train={"coarse": {"lr": 1e-4}, "decoder": {"lr": 1e-4}}, batch_size=5)
+    folder = train_joint(
+        config, toy_study, toy_model, path, tmp_path / "joint", family=family, options={}
+    )
+    rows = read_rows(folder / "history.csv")
+    assert float(rows[1]["train_loss"]) > 0
+    model = open_segmenter(folder / "model.safetensors", folder / "card.json", "cpu")
+    image, _ = read_prepared(toy_study[0], "toy__0")
+    assert model.segment([image])[0].probability.shape == image.shape[:2]
+
+
+def test_mixed_precision_learns_what_single_precision_does(toy_study, toy_model, weights, tmp_path):
+    losses = {}
+    for precision in ("32-true", "bf16-mixed"):
+        config = joint(epochs=1, precision=precision, fusion={"gate": "uncertainty"})
+        folder = train_joint(config, toy_study, toy_model, weights, tmp_path / precision)
+        losses[precision] = float(read_rows(folder / "history.csv")[1]["train_loss"])
+    assert losses["bf16-mixed"] != losses["32-true"]
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.03)

@@ -96,6 +96,7 @@ def test_a_program_without_torch_gets_the_masks_of_the_method(run, tmp_path):
     assert {path.name for path in made.iterdir()} == {*names, "README.md"}
     page = (made / "README.md").read_text()
     assert all(f"| `{name}` |" in page for name in names)
+    assert "the highest value in `iou_predictions` is the result" in page
     networks, predictor = Networks(made), open_method(bundle, "cpu")
     for case in CASES[:3]:
         image = image_of(run, case)
@@ -119,6 +120,7 @@ def test_every_fold_has_its_networks_and_an_older_export_goes(run, tmp_path):
     parts = {f"tuned-fold{fold}-{part}" for fold in (0, 1) for part in ("encoder", "decoder")}
     assert names == {"tiny-fold0", "tiny-fold1"} | parts
     page = (made / "README.md").read_text()
+    assert "mask 0 is the single one; it is the result" in page
     assert "three flips" in page and "mean over the folds" in page
 
 

@@ -16,12 +16,11 @@ from ultrarefiner.images import write_png
 from ultrarefiner.io import read_json
 from ultrarefiner.report.book import make_book, read_data
 from ultrarefiner.report.cautions import caution
-from ultrarefiner.report.export import to_csv
 from ultrarefiner.report.findings import find
 from ultrarefiner.report.finetuning import finetuning_statements, not_improved, untrained_prompts
+from ultrarefiner.report.making import statements
 from ultrarefiner.report.model_cards import sorted_cards, source_tables
 from ultrarefiner.report.pictures import embed_sheets
-from ultrarefiner.report.results import Numbers
 from ultrarefiner.report.tables import read_scores
 from ultrarefiner.report.terminal import summary_tables
 
@@ -114,7 +113,6 @@ def test_the_page_says_how_each_refiner_was_finetuned(page):
         "Begins from medsam_vit_b; 12 epochs. One model for each fold."
     ) in text
     assert "Begins from random numbers (scratch: tiny); 1 epoch. One model, trained on all" in text
-    assert "Of tuned-box each fold's model refines the masks of that fold's coarse model" in text
 
 
 @pytest.mark.parametrize(
@@ -189,9 +187,9 @@ def test_cards_have_columns_for_what_only_refiners_have(study, page):
 
 
 def test_provenance_lists_the_models_behind_with_their_cases(study, page):
-    assert "Models behind finetuned ones (6)" in page.text
+    assert "Models behind others (6)" in page.text
     (_, columns, rows) = source_tables(cards_of(study))[0]
-    assert columns[:4] == ["Finetuned model", "How", "Model behind it", "Fold"]
+    assert columns[:4] == ["Model", "How", "Model behind it", "Fold"]
     assert len(rows) == 6 and len({row[-1] for row in rows}) == 6
     assert rows[4][:7] == [
         *("busi/tuned, fold 1", "learned from its predictions", "busi/transunet", "1"),
@@ -282,75 +280,38 @@ def test_prompts_are_compared_with_those_of_training(finetune, prompts, told):
         assert line.startswith("tuned-a (trained ") and all(words in line for words in told)
 
 
-def test_single_models_are_compared_with_those_of_the_same_fold(study, book, html, page, folds):
-    coarse, tuned = folds
-    assert list(coarse.index) == list(tuned.index) and coarse.shape == tuned.shape == (12, 2)
-    table = next(mine for mine in book.datasets if mine.dataset == "stu").singles
-    rows = {row.head: row.cells for row in table.rows}
-    assert list(rows) == ["transunet@busi", "tuned-box@busi"]
-    assert [cell.value for cell in rows["tuned-box@busi"][1:3]] == pytest.approx(
-        list(tuned.mean()), abs=1e-12
-    )
-    means, difference = rows["tuned-box@busi"][3:]
-    assert means.value == pytest.approx(tuned.to_numpy().mean(), abs=1e-12)
-    assert means.spread == f"{tuned.mean().std(ddof=1):.3f}"
-    each = (tuned - coarse).to_numpy()
-    assert difference.value == pytest.approx(each.mean(), abs=1e-12)
-    assert difference.note == "better by 2 of 2 models"
-    # Neither the ensemble of the coarse models nor a test has a part in it.
-    comparisons = pd.read_csv(study["comparisons"])
-    apart = comparisons[comparisons["method"].str.startswith("tuned")]
-    assert set(apart["evaluation"]) == {"folds"}
-    shown = {row["Method"][0]: row for row in page.records("singles_stu")}
-    assert float(shown["tuned-box@busi"]["Δ Dice"][0]) == difference.value
-    assert "<h3>Model by model</h3>" in html
-    assert "it is not tested" in table.caption and "tuned-box@busi" in to_csv(table)
-
-
-def test_the_hold_out_has_them_beside_the_ensembles(study, page):
-    row = next(r for r in page.records("holdout_busi") if r["Method"][0] == "tuned-box")
-    assert row["Ensemble: mean"][1].strip() == row["Ensemble: vote"][1].strip() == "–"
-    assert row["Holm p"][1].strip() == "–"
+def test_an_ensemble_stands_for_a_refiner_with_a_model_for_each_fold(study, book, page):
     scores = read_scores(study["scores"], "transunet")
-    held = scores[scores["evaluation"].eq("holdout") & scores["member"].eq("single")]
-    means = held.groupby("method")["dice"].mean()
-    expected = means["tuned-box"] - means["transunet"]
-    assert float(row["Δ Dice"][0]) == pytest.approx(expected, abs=1e-12)
+    rows = scores[scores["method"].str.startswith("tuned-box") & scores["member"].eq("mean")]
+    means = rows.groupby("evaluation")["dice"].mean()
+    compared = pd.read_csv(study["comparisons"])
+    compared = compared[compared["metric"].eq("dice")].set_index(["evaluation", "method"])
+    row = next(r for r in page.records("leading_stu") if r["Method"][0] == "tuned-box@busi")
+    assert float(row["Dice"][0]) == pytest.approx(means["unseen"], abs=1e-12)
+    truth = compared.loc[("unseen", "tuned-box@busi")]
+    assert float(row["Δ Dice"][0]) == truth["mean_difference"]
+    assert float(row["Holm p"][0]) == truth["holm_p"]
+    row = next(r for r in page.records("holdout_busi") if r["Method"][0] == "tuned-box")
+    assert float(row["Ensemble: mean"][0]) == pytest.approx(means["holdout"], abs=1e-12)
+    assert row["Ensemble: vote"][1].strip() == "–" and float(row["Model of fold 1"][0]) > 0
+    assert float(row["Δ Dice"][0]) == compared.loc[("holdout", "tuned-box"), "mean_difference"]
+    caption = next(t for t in book.tables if t.name == "holdout_busi").caption
+    assert "of a refiner with a model for each fold it is what at least half of the" in caption
+    assert not [table.name for table in book.tables if table.name.startswith("singles")]
+    stu = find(read_data(**tables_of(study), reference="transunet"))[1]
+    assert "best of 4 refined methods that start from transunet@busi" in stu.sentence
 
 
-def test_other_cases_are_never_compared(study):
-    summary = pd.read_csv(study["summary"], dtype={"fold": str})
-    mine = summary["dataset"].eq("stu") & summary["method"].eq("tuned-box@busi")
-    summary.loc[mine & summary["fold"].eq("1"), "n"] = 11
-    numbers = Numbers(summary, summary.iloc[:0], "stu", "unseen")
-    assert numbers.single_difference("tuned-box@busi", "transunet@busi").text == "–"
-    assert numbers.single_difference("tuned-box@busi", "nothing@busi").text == "–"
-    assert not numbers.only_singles("joint-box@busi")
-
-
-def test_first_lines_lead_with_it_where_it_was_compared_and_else_say_so(study, page):
+def test_the_page_says_how_masks_of_finetuned_refiners_are_joined(study, page):
+    words = (
+        "averaged and cut at 0.5 (of finetuned refiners: a pixel is lesion where at least half of "
+        "the folds' masks say so); vote:"
+    )
+    assert words in page.text
+    only = dump(compare={"coarse": ["transunet"], "refine": {"joint": ["box"]}})
     data = read_data(**tables_of(study), reference="transunet")
-    busi, stu = find(data)
-    assert (busi.dataset, busi.method, stu.method) == ("busi", "tuned-box", "sam-both@busi ‡")
-    note = "Not compared here: tuned-box@busi, with a model for each fold and none for all together"
-    assert note in stu.sentence and "Not compared" not in busi.sentence
-    assert "best of 3 refined methods that start from transunet@busi" in stu.sentence
-
-
-def test_a_study_of_finetuned_refiners_alone_says_why_none_is_compared(study, tmp_path):
-    def edit(table):
-        return table[~table["method"].str.match("sam-both|joint|grabcut")]
-
-    edited = {}
-    for name in ("scores", "summary", "comparisons", "oracle_gap"):
-        edited |= change(study, tmp_path, name, edit)
-    data = read_data(**{**tables_of(study), **edited}, reference="transunet")
-    stu = find(data)[1]
-    assert stu.verdict == "none" and stu.method == "transunet@busi"
-    assert "no refined method without oracle prompts was compared with it. Not comp" in stu.sentence
-    tables = {table.name: table for table in make_book(data).tables}
-    assert "singles_stu" in tables
-    assert "tuned-box@busi" not in {row.head for row in tables["leading_stu"].rows}
+    told = dict(statements(data, {"config": only}))["Ensembles"]
+    assert "averaged and cut at 0.5; vote:" in told and "at least half" not in told
 
 
 def test_without_a_mean_one_fold_stands_for_all_of_them(study, folds, tmp_path):
@@ -358,26 +319,26 @@ def test_without_a_mean_one_fold_stands_for_all_of_them(study, folds, tmp_path):
     for name in ("scores", "summary"):
         edited |= change(study, tmp_path, name, lambda table: table[table["member"].ne("mean")])
     data = read_data(**{**tables_of(study), **edited}, reference="transunet")
-    made = make_book(data)
-    stu = next(mine for mine in made.datasets if mine.dataset == "stu")
-    assert stu.singles is None
+    stu = next(mine for mine in make_book(data).datasets if mine.dataset == "stu")
     rows = {row.head: row.cells[1].value for row in stu.leading.rows}
     for dice, name in zip(folds, ("transunet@busi", "tuned-box@busi"), strict=True):
         assert rows[name] == pytest.approx(dice[0].mean(), abs=1e-12)
 
 
-def test_the_matrix_has_the_mean_over_the_models(book, folds, page):
+def test_the_matrix_has_the_ensemble_beside_the_single_models(study, book, folds, page):
     matrix = next(matrix for matrix in book.matrices if matrix.method == "tuned-box")
     pair = matrix.pairs["busi", "stu"]
-    assert pair.cell.value == pytest.approx(folds[1].to_numpy().mean(), abs=1e-12)
-    assert not pair.cell.low and pair.by == "each fold's model alone"
-    row = page.records("members_tuned-box")[1]
-    assert row["Folds or mean"][1].strip() == "–" and "±" in row["Single models"][1]
-    words = next(text for text in page.captions if "each fold's model refines the masks" in text)
-    assert "all folds' coarse models" not in words
+    scores = read_scores(study["scores"], "transunet")
+    mine = scores[scores["method"].eq("tuned-box@busi") & scores["member"].eq("mean")]
+    assert pair.cell.value == pytest.approx(mine["dice"].mean(), abs=1e-12) and pair.cell.low
+    assert pair.single.value == pytest.approx(folds[1].to_numpy().mean(), abs=1e-12)
+    assert pair.single.spread == f"{folds[1].mean().std(ddof=1):.3f}"
+    words = next(text for text in page.captions if "at least half of the folds' models" in text)
+    assert "each refining the masks of its fold's coarse model" in words
+    assert "mean probability" not in words and "single: the mean ± standard" in words
 
 
-def test_the_terminal_has_a_row_for_it_in_each_evaluation(study, folds):
+def test_the_terminal_has_a_row_for_it_in_each_evaluation(study):
     tables = summary_tables(study["summary"], study["comparisons"])
     assert len(tables) == 3
     for table in tables:
@@ -385,12 +346,7 @@ def test_the_terminal_has_a_row_for_it_in_each_evaluation(study, folds):
             str(row[1]): dict(zip([c.header for c in table.columns], row, strict=True))
             for row in zip(*(column.cells for column in table.columns), strict=True)
         }
-        name = next(name for name in cells if name.startswith("tuned-box"))
-        row = cells[name]
-        alone = not str(table.title).startswith("cross")
-        assert row["predicted by"] == ("each fold's model" if alone else "each its own fold")
-        assert ("±" in row["Dice"]) == alone and "[" not in row["Dice"] * alone
-        assert ("there is no ensemble" in str(table.caption)) == alone
-    coarse, tuned = folds
-    assert row["Dice"].startswith(f"{tuned.to_numpy().mean():.3f} ±")
-    assert row["Δ Dice"].startswith(f"+{(tuned - coarse).to_numpy().mean():.3f} better by 2 of 2")
+        row = next(row for name, row in cells.items() if name.startswith("tuned-box"))
+        apart = not str(table.title).startswith("cross")
+        assert row["predicted by"] == ("ensemble: mean" if apart else "each its own fold")
+        assert "[" in row["Dice"] and "[" in row["Δ Dice"]

@@ -22,7 +22,6 @@ from ultrarefiner.errors import ConfigError, PromptError
 from ultrarefiner.prompts import points
 from ultrarefiner.prompts.geometry import deepest_point, expand_box, tight_box, whole_box
 from ultrarefiner.prompts.soft import (
-    MASK_LOGIT,
     MASK_STYLES,
     mask_prompt_logits,
     negative_point,

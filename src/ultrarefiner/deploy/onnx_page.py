@@ -8,6 +8,15 @@ from dataclasses import dataclass
 from ultrarefiner.deploy.contents import Bundle
 from ultrarefiner.deploy.onnx_graph import OPSET, TOLERANCE
 from ultrarefiner.models.sam import PIXEL_MEAN, PIXEL_STD
+from ultrarefiner.refine import parse_options
+
+_CHOICES = {
+    "single": "it is the result",
+    "best": "of the others the one with the highest value in `iou_predictions` is the result",
+    "union": "the pixelwise highest of the others is the result",
+    "softmax": "the mean of the others, weighted by softmax(`iou_predictions` / temperature), is the "
+    "result",
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ def onnx_page(bundle: Bundle, networks: Sequence[Network]) -> str:
     families = sorted({one.family for one in networks if one.family})
     for family in families:
         side = next(one.size[0] for one in networks if one.family == family)
-        lines += _sam_lines(family, side)
+        lines += _sam_lines(family, side, _choice(bundle))
     if bundle.refiner is not None and not families:
         lines += ["", f"The refiner `{bundle.refiner.name}` has no network, so it has no file."]
     if bundle.joint and not bundle.inner:
@@ -105,7 +114,19 @@ def _coarse_lines(bundle: Bundle) -> list[str]:
     ]
 
 
-def _sam_lines(family: str, side: int) -> list[str]:
+def _choice(bundle: Bundle) -> str:
+    """Return which of the decoder's masks is the result, in words."""
+    if bundle.refiner is None:
+        return "which one counts is `mask_choice` in the cards"
+    options = parse_options(bundle.refiner.family, bundle.refiner.options)
+    words = _CHOICES[options.mask_choice]
+    usual = type(options).model_fields["passes"].default
+    if options.passes != usual:
+        words += f"; decoded {options.passes} times, each time with the best mask of the last"
+    return words
+
+
+def _sam_lines(family: str, side: int, choice: str) -> list[str]:
     mean, std = (", ".join(map(str, values)) for values in (PIXEL_MEAN, PIXEL_STD))
     how = (
         "bilinear without antialiasing (OpenCV), the other side cut off to whole pixels"
@@ -130,18 +151,16 @@ def _sam_lines(family: str, side: int) -> list[str]:
         "",
         "`mask_input`: logits of a mask; zeros where there is none. `has_mask_input`: 1 or 0.",
         "",
-        "`low_res_logits`: mask 0 is the single one; of the others take the one with the highest "
-        "value in",
-        f"`iou_predictions`. Brought bilinearly to {side} x {side}, the padding cut off, brought "
-        "to the image's own",
-        "size, then cut: lesion above 0.",
+        f"`low_res_logits`: mask 0 is the single one; {choice}.",
+        f"Logits are brought bilinearly to {side} x {side}, the padding is cut off, then to the "
+        "image's own size; lesion is",
+        "above 0, cut last.",
         *(
             [
                 "",
                 "UltraSAM decodes twice: mask 0 of the first pass is `mask_input` of the second "
                 "(a point is",
-                "replaced by the box of that mask), and the second pass's best of the others is "
-                "the result.",
+                "replaced by the box of that mask). Its other options are in `../method.json`.",
             ]
             if family == "ultrasam"
             else []

@@ -17,7 +17,6 @@ from ultrarefiner.report.result_tables import (
     fold_table,
     holdout_table,
     leading_table,
-    single_table,
     subgroup_table,
     threshold_table,
 )
@@ -35,6 +34,7 @@ from ultrarefiner.report.tables import (
     GAP_COLUMNS,
     JOINT,
     OVERLAP_COLUMNS,
+    REFINING,
     SUMMARY_COLUMNS,
     evaluations_of,
     leading_method,
@@ -92,10 +92,9 @@ class DatasetTables:
         further: Tables that stand below it, folded: details, folds, subgroups, comparisons.
         holdout: The hold-out beside the folds.
         unseen: Results of models that were trained on other datasets, where ``leading`` has folds.
-        singles: The same by single models, of methods that have no ensemble.
-        threshold: Coarse models at 0.5 and at the tuned threshold.
+        threshold: Models that need no prompts at 0.5 and at the tuned threshold.
         gap: The gap to the oracle.
-        calibration: Of coarse models.
+        calibration: Of models that need no prompts.
         points: The point prompt analysis.
     """
 
@@ -104,7 +103,6 @@ class DatasetTables:
     further: list[Table] = field(default_factory=list)
     holdout: Table | None = None
     unseen: Table | None = None
-    singles: Table | None = None
     threshold: Table | None = None
     gap: Table | None = None
     calibration: Table | None = None
@@ -116,7 +114,6 @@ class DatasetTables:
         others = [
             self.holdout,
             self.unseen,
-            self.singles,
             self.threshold,
             self.gap,
             self.calibration,
@@ -255,11 +252,11 @@ def make_book(data: Data) -> Book:
 
 
 def leaders(scores: pd.DataFrame, reference: str) -> list[str]:
-    """Return the refined methods that lead on a dataset, without training sets, sorted."""
+    """Return the methods that refine and lead on a dataset, without training sets, sorted."""
     names = set()
     for dataset in set(scores["dataset"]):
         rows = main_rows(scores, dataset)
-        if rows["kind"].eq("refined").any():
+        if rows["kind"].isin(REFINING).any():
             names.add(leading_method(rows, reference).partition("@")[0])
     return sorted(names)
 
@@ -292,16 +289,8 @@ def _dataset(data: Data, name: str, numbers: Numbers, methods: dict[str, list]) 
         tables.unseen = leading_table(
             data.numbers(name, "unseen"), others, reference, f"unseen_{name}", title
         )
-    if "unseen" in there:
-        rows = data.scores[data.scores["dataset"].eq(name) & data.scores["evaluation"].eq("unseen")]
-        tables.singles = single_table(
-            data.numbers(name, "unseen"),
-            list_methods(rows, reference),
-            reference,
-            f"singles_{name}",
-        )
     tables.threshold = threshold_table(numbers, mine, reference, f"threshold_{name}")
     tables.gap = gap_table(data.gap, name)
-    tables.calibration = calibration_table(data.calibration, name)
+    tables.calibration = calibration_table(data.calibration, name, everyone)
     tables.points = point_table(data.points, name)
     return tables

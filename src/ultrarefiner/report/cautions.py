@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from ultrarefiner.report.end_to_end import ended_early, kept_as_they_were
 from ultrarefiner.report.finetuning import finetuned, not_improved, untrained_prompts
 from ultrarefiner.report.results import Numbers
 from ultrarefiner.report.tables import EVALUATIONS, JOINT, MARKS, with_lesion
@@ -46,6 +47,7 @@ def caution(
         *_selection(scores),
         *_by_image(provenance),
         *_finetuning(cards, provenance.get("config") or {}),
+        *_end_to_end(cards),
         *_overlaps(overlaps),
         *_folds(scores, provenance),
         *_single(scores),
@@ -214,6 +216,19 @@ def _finetuning(cards: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -
         )
 
 
+def _end_to_end(cards: Sequence[Mapping[str, Any]]) -> Iterator[Caution]:
+    if lines := kept_as_they_were(cards):
+        yield Caution(
+            "Training end to end was better in no epoch: these models are as they came from their "
+            "own trainings.",
+            lines,
+        )
+    if lines := ended_early(cards):
+        yield Caution(
+            "Training end to end was ended early, as it harmed the coarse model inside.", lines
+        )
+
+
 def by_image(provenance: Mapping[str, Any]) -> list[str]:
     """Return the keys of the configuration for which folds were made by image; none: by group."""
     splits = (provenance.get("config") or {}).get("splits") or {}
@@ -275,17 +290,14 @@ def _misses(summary: pd.DataFrame) -> list[Caution]:
         numbers = Numbers(rows, rows.iloc[:0], dataset, evaluation)
         for method in sorted(set(rows["method"])):
             row = numbers.get(method, "dice") or numbers.get(method, "specificity")
-            named = [(method, row)] if row else []
-            if numbers.only_singles(method):
-                each = numbers.singles(method) or numbers.singles(method, "specificity")
-                named = [(f"{method} (model of fold {row['fold']})", row) for row in each]
-            for name, row in named:
-                if row["misses"]:
-                    missed.append(f"{where}: {name} missed {row['misses']:g} of {row['n']:g}")
-                if row["false_positives"]:
-                    count = f"{row['false_positives']:g}"
-                    plural = "" if count == "1" else "s"
-                    found.append(f"{where}: {name} in {count} image{plural}")
+            if row is None:
+                continue
+            if row["misses"]:
+                missed.append(f"{where}: {method} missed {row['misses']:g} of {row['n']:g}")
+            if row["false_positives"]:
+                count = f"{row['false_positives']:g}"
+                plural = "" if count == "1" else "s"
+                found.append(f"{where}: {method} in {count} image{plural}")
     cautions = []
     if missed:
         cautions.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -12,7 +12,7 @@ from ultrarefiner.report.results import NONE, Cell, Numbers, Row, Table, mean_ce
 from ultrarefiner.report.tables import MARKS, Method, list_methods
 
 _OVERLAP = "§"
-_OWN, _ALL, _EACH = "own folds", "all folds' models", "each fold's model alone"
+_OWN, _ALL = "own folds", "all folds' models"
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class Pair:
         dataset: The dataset it is tested on.
         own: Whether the training set has the dataset: then it is tested by the folds.
         marks: Signs of weights that saw the dataset, and of shared images.
-        cell: Mean Dice of what stands for the method (folds or ensemble), with its interval; the
-            mean over the single models, without one, where there is no ensemble of the method.
+        cell: Mean Dice of what stands for the method (folds or ensemble), with its interval.
         single: Mean Dice over the single models, ± their standard deviation, where they differ.
         vote: Mean Dice of the majority vote.
         seen: Whether the weights saw the dataset.
@@ -47,8 +46,6 @@ class Pair:
         """What the single models reach, where that is more than the cell itself says."""
         if not math.isfinite(self.single.value):
             return ""
-        if self.by == _EACH:
-            return f"single models, ± {self.single.spread}"
         return f"single {self.single.text} ± {self.single.spread}"
 
 
@@ -58,7 +55,7 @@ class Matrix:
 
     Attributes:
         method: The method, without a training set.
-        kind: ``coarse`` or ``refined``.
+        kind: ``coarse``, ``refined`` or ``end_to_end``.
         trainsets: The rows.
         datasets: The columns.
         pairs: By (training set, dataset).
@@ -78,14 +75,14 @@ def cross_matrices(
     reference: str,
     leading: Sequence[str],
 ) -> list[Matrix]:
-    """Return the matrix of each coarse method and of the leading refined ones.
+    """Return the matrix of each coarse model, of each end-to-end one and of what leads.
 
     Args:
         scores: As `ultrarefiner.report.tables.read_scores` gives them.
         summary: All of ``summary.csv``.
         overlaps: All of ``overlaps.csv``.
         reference: The coarse method that others are compared with.
-        leading: Refined methods, without training sets, that get a matrix too.
+        leading: Methods that refine, without training sets, that get a matrix too.
 
     Returns:
         None where no method was tested on a dataset that it was not trained on.
@@ -122,11 +119,9 @@ def cross_matrices(
 def _shown(methods: list[Method], leading: Sequence[str]) -> list[Method]:
     shown = {}
     for method in methods:
-        wanted = method.base in leading
         # A tuned threshold is no model of its own; it has its table on the datasets' pages.
-        if method.kind == "coarse":
-            wanted = not method.base.endswith("-tuned")
-        if wanted:
+        model = method.kind in ("coarse", "end_to_end") and "-" not in method.base
+        if model or method.base in leading:
             shown.setdefault(method.base, method)
     return list(shown.values())
 
@@ -154,10 +149,6 @@ def _pair(row: object, found: Numbers, marks: str) -> Pair:
         each = found.singles(row.method)
         single = single_cell(each) if len(each) > 1 else NONE
         vote = mean_cell(found.get(row.method, "dice", who=("vote", "all")))
-        if found.only_singles(row.method):
-            by = _EACH
-            count = f"{each[0]['n']:g}" if each else ""
-            cell = replace(single_cell(each, mark=marks), spread="", count=count)
     return Pair(row.trained_on, row.dataset, own, marks, cell, single, vote, row.seen, by)
 
 
@@ -165,18 +156,19 @@ def explain(matrix: Matrix) -> str:
     """Return who predicted the cells that are not of the training set's own folds."""
     tested = [pair for pair in matrix.pairs.values() if not pair.own]
     where = "on a dataset that none of them was trained on"
-    if any(pair.by == _EACH for pair in tested):
-        return (
-            f"each fold's model refines the masks of that fold's coarse model, {where}; mean ± "
-            "standard deviation over these models, each alone, without an interval"
-        )
+    several = any(math.isfinite(pair.single.value) for pair in tested)
     if any(pair.by != _ALL for pair in tested):
         text = "a single model, on a dataset that it was not trained on"
-    elif matrix.kind == "refined":
-        text = f"refined from the mean probability of all folds' coarse models, {where}"
-    else:
+    elif matrix.kind != "refined":
         text = f"the mean probability of all folds' models, {where}"
-    if any(math.isfinite(pair.single.value) for pair in tested):
+    elif several:
+        text = (
+            "what at least half of the folds' models say, each refining the masks of its fold's "
+            f"coarse model, {where}"
+        )
+    else:
+        text = f"refined from the mean probability of all folds' coarse models, {where}"
+    if several:
         text += "; single: the mean ± standard deviation over these models, each alone"
     return text
 
@@ -228,8 +220,6 @@ def member_table(matrix: Matrix) -> Table:
                 continue
             count = float(pair.cell.count) if pair.cell.count else math.nan
             shown = Cell(pair.cell.text, pair.cell.value, low=pair.cell.low, high=pair.cell.high)
-            if pair.by == _EACH:
-                shown = NONE
             cells = [
                 Cell(dataset),
                 Cell(pair.by),

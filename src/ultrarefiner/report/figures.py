@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ultrarefiner.io import atomic_directory
+from ultrarefiner.models.cards import CARD, read_card
 from ultrarefiner.report.book import leaders, read_calibration, read_overlaps
 from ultrarefiner.report.calibration_plots import draw_reliability
 from ultrarefiner.report.cross import cross_matrices
@@ -45,17 +46,18 @@ def plot_scores(
     """Draw the figures of a study into the folder ``output``, as SVG.
 
     For each dataset: ``boxplot_{dataset}.svg`` (Dice of every method),
-    ``scatter_{dataset}{at}.svg`` (Dice of the reference against each refined method that starts
-    from it) and ``reliability_{dataset}.svg`` (where there is a calibration). For each training
-    set: ``curves_{trainset}.svg`` (where histories are given). For each method of the
-    cross-dataset matrix: ``cross_{method}.svg``. Then those of `plot_points`.
+    ``scatter_{dataset}{at}.svg`` (Dice of the reference against each method that refines) and
+    ``reliability_{dataset}.svg`` (where there is a calibration). For each training set:
+    ``curves_{trainset}.svg`` (where histories are given). For each method of the cross-dataset
+    matrix: ``cross_{method}.svg``. Then those of `plot_points`.
 
     Args:
         scores: ``scores.csv``, one row a case, method and member.
         summary: ``summary.csv``.
         histories: A dict for each trained model: ``dataset`` (its training set), ``model``,
             ``fold`` (None: trained on all of them), ``path`` (CSV with the columns epoch,
-            train_loss, val_dice; of a refiner also val_coarse_dice).
+            train_loss, val_dice; of a refiner or an end-to-end model also val_coarse_dice). The
+            model's card beside it, where there is one, tells which epoch was kept.
         reference: The coarse method that refined ones start from.
         output: The folder; what it held before goes away.
         calibration: ``calibration.csv``, if there is one.
@@ -69,7 +71,10 @@ def plot_scores(
     table = read_scores(scores, reference)
     means = read_table(summary, SUMMARY_COLUMNS, "summarise_scores")
     bins, shared = read_calibration(calibration), read_overlaps(overlaps)
-    curves = [{**item, "table": _read_history(item["path"])} for item in histories]
+    curves = [
+        {**item, "table": _read_history(item["path"]), "kept": _kept(item["path"])}
+        for item in histories
+    ]
     with atomic_directory(output) as folder:
         for dataset in sorted(set(table["dataset"])):
             _draw_dataset(folder, dataset, with_lesion(main_rows(table, dataset)), reference)
@@ -91,7 +96,7 @@ def _draw_dataset(folder: Path, dataset: str, rows: pd.DataFrame, reference: str
     methods = list_methods(rows, reference)
     save_figure(folder / f"boxplot_{dataset}.svg", partial(draw_boxes, rows, methods))
     for at, mine in by_trainset(rows).items():
-        refined = [method for method in list_methods(mine, reference) if method.kind == "refined"]
+        refined = [method for method in list_methods(mine, reference) if method.refines]
         coarse = f"{reference}{at}"
         if refined and coarse in set(mine["method"]):
             path = folder / f"scatter_{dataset}{at}.svg"
@@ -99,10 +104,16 @@ def _draw_dataset(folder: Path, dataset: str, rows: pd.DataFrame, reference: str
 
 
 def by_trainset(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the rows of methods that start from the same coarse models, by ``@`` and their set."""
+    """Return the rows of methods with models of the same training set, by ``@`` and that set."""
     return {str(at): mine for at, mine in rows.groupby(rows["method"].map(at_of))}
 
 
+def _kept(path: str | Path) -> int | None:
+    """Return the epoch that a model's card names; None without a card."""
+    card = Path(path).with_name(CARD)
+    return read_card(card)["metrics"]["epoch"] if card.is_file() else None
+
+
 def _read_history(path: str | Path) -> pd.DataFrame:
-    table = read_table(path, HISTORY_COLUMNS, "train_coarse or train_refiner")
+    table = read_table(path, HISTORY_COLUMNS, "train_coarse, train_refiner or train_end_to_end")
     return table.sort_values("epoch", ignore_index=True)

@@ -73,8 +73,8 @@ def _describe(name: str, row: FinetuneConfig, config: Mapping[str, Any]) -> str:
         [
             f"Learns from {_data(row, config)}.",
             f"Prompts in training: {', '.join(row.kinds)}{_noise(row)}.",
-            f"Trains {_listed(_trained(row))}; frozen: {', '.join(frozen) or 'nothing'}.",
-            f"Begins from {begins}; {_count(row.epochs, 'epoch')}.",
+            f"Trains {listed(_trained(row))}; frozen: {', '.join(frozen) or 'nothing'}.",
+            f"Begins from {begins}; {count(row.epochs, 'epoch')}.",
             models,
         ]
     )
@@ -114,8 +114,8 @@ def _trained(row: FinetuneConfig) -> list[str]:
         blocks = "block" if row.unfreeze_last == 1 else f"{row.unfreeze_last} blocks"
         parts.append(f"the last {blocks} of the image encoder and its neck")
     if row.lora is not None:
-        where = _listed([_PART_WORDS[part] for part in row.lora.parts])
-        last = f", last {_count(row.lora.last, 'block')}" if row.lora.last else ""
+        where = listed([_PART_WORDS[part] for part in row.lora.parts])
+        last = f", last {count(row.lora.last, 'block')}" if row.lora.last else ""
         parts.append(
             f"LoRA additions of rank {row.lora.rank} to {where} ({', '.join(row.lora.targets)}"
             f"{last})"
@@ -123,11 +123,13 @@ def _trained(row: FinetuneConfig) -> list[str]:
     return parts
 
 
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """Return words in a row: commas between them, ``last`` before the last one."""
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _count(number: int, word: str) -> str:
+def count(number: int, word: str) -> str:
+    """Return a number with its noun, in the plural where it has to be."""
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
@@ -152,7 +154,7 @@ def _only(row: FinetuneConfig, prompt: Mapping[str, Any]) -> list[str]:
     known = [set(one.split("+")) for one in row.kinds]
     only = []
     if any(set(one.split("+")) not in known for one in wanted):
-        only.append(f"with {_listed(row.kinds)} prompts")
+        only.append(f"with {listed(row.kinds)} prompts")
     in_crops = row.crop is not None or row.data == "crops"
     if prompt and in_crops != (prompt.get("crop") is not None):
         only.append("in crops" if in_crops else "on whole images")

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from ultrarefiner.report.book import Data
+from ultrarefiner.report.end_to_end import end_to_end_statements, guard_statements, joint_rows
 from ultrarefiner.report.finetuning import finetuned, finetuning_statements
-from ultrarefiner.report.tables import at_of
+from ultrarefiner.report.tables import GUARDED, at_of
 
 
 def statements(data: Data, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -21,18 +22,20 @@ def statements(data: Data, provenance: Mapping[str, Any]) -> list[tuple[str, str
         provenance: What made the numbers; its ``config`` is the study's, defaults included.
     """
     config = provenance.get("config") or {}
-    splits, compare = config.get("splits") or {}, config.get("compare") or {}
+    splits = config.get("splits") or {}
     lines = [
         ("Protocol", _protocol(splits)),
         ("Selection", _selection(data)),
         ("Training sets", _trainsets(data, config)),
         ("Hold-out", _holdout(data, splits)),
         ("Tests on other datasets", _unseen(data)),
-        ("Ensembles", _ensembles(data, compare)),
+        ("Ensembles", _ensembles(data, config)),
         ("Threshold", _threshold(data)),
         ("Prompt source", _prompts(data)),
         *finetuning_statements(config),
-        ("Pretraining overlap", _seen(data, bool(finetuned(config)))),
+        *end_to_end_statements(config),
+        *guard_statements(config, data.scores["member"].eq("mean").any()),
+        ("Pretraining overlap", _seen(data, bool(finetuned(config) or joint_rows(config)))),
         ("Statistics", _statistics(config.get("report") or {})),
     ]
     return [(term, text) for term, text in lines if text]
@@ -104,32 +107,25 @@ def _unseen(data: Data) -> str:
     )
 
 
-def _ensembles(data: Data, compare: Mapping[str, Any]) -> str:
+def _ensembles(data: Data, config: Mapping[str, Any]) -> str:
     joint = set(data.scores["member"]) - {"single"}
     if not joint:
         return ""
+    by_fold = any(row.on == "fold" for row in finetuned(config).values())
     words = {
-        "mean": "mean: the folds' probabilities are averaged and cut at 0.5",
+        "mean": "mean: the folds' probabilities are averaged and cut at 0.5"
+        + (
+            " (of finetuned refiners: a pixel is lesion where at least half of the folds' masks "
+            "say so)"
+            if by_fold
+            else ""
+        ),
         "vote": "vote: a pixel is lesion if more than half of the folds' masks say so",
     }
     return (
         "Cases that are in no fold are predicted by all folds' models together – "
         + "; ".join(words[name] for name in ("mean", "vote") if name in joint)
         + " – and by each alone. No member was trained on such a case."
-        + _alone(data)
-    )
-
-
-def _alone(data: Data) -> str:
-    """Return who has no ensemble, because each of its models goes with one coarse model."""
-    apart = data.scores[data.scores["evaluation"].ne("folds") & data.scores["kind"].ne("coarse")]
-    members = apart.groupby("method")["member"].agg(set)
-    names = _bases(members.index[members.map(lambda found: found == {"single"})])
-    if not names or "mean" not in set(data.scores["member"]):
-        return ""
-    return (
-        f" Of {', '.join(names)} each fold's model refines the masks of that fold's coarse model; "
-        "there is no ensemble of them, and they are compared model by model, without a test."
     )
 
 
@@ -144,12 +140,21 @@ def _threshold(data: Data) -> str:
 
 def _prompts(data: Data) -> str:
     methods = data.scores.drop_duplicates("method")
-    kinds = methods.groupby("kind")["method"].apply(_bases)
+    # A guard, and a threshold, come after the prompts.
+    plain = methods["method"].where(
+        methods["kind"].ne("end_to_end"), methods["method"].str.partition("-")[0]
+    )
+    kinds = plain.str.replace(GUARDED, "").groupby(methods["kind"]).apply(_bases)
     parts = []
     if len(names := kinds.get("refined", [])):
         parts.append(
             f"Prompts of {', '.join(names)} are made from the masks of {data.reference} on the same "
             "images, without the truth."
+        )
+    if len(names := kinds.get("end_to_end", [])):
+        parts.append(
+            f"Prompts of {', '.join(names)} are made from the masks of the coarse model inside, "
+            "without the truth."
         )
     if len(names := kinds.get("oracle", [])):
         parts.append(f"Prompts of {', '.join(names)} are made from the truth: upper bounds.")
@@ -162,7 +167,7 @@ def _bases(names: Iterable[str]) -> list[str]:
 
 
 def _seen(data: Data, trained_here: bool) -> str:
-    rows = data.scores[data.scores["kind"].ne("coarse")]
+    rows = data.scores[~data.scores["kind"].isin(["coarse", "inner"])]
     if rows.empty:
         return ""
     parts = []
@@ -182,7 +187,7 @@ def _seen(data: Data, trained_here: bool) -> str:
         "Weights of refiners, as their authors say what they were trained on – "
         + ". ".join(parts)
         + "."
-        + (" Of finetuned refiners: the weights that they began from." if trained_here else "")
+        + (" Of those trained here: the weights that they began from." if trained_here else "")
     )
 
 

@@ -1,4 +1,4 @@
-"""The cards of trained models as tables: the models, and those behind finetuned ones."""
+"""The cards of trained models as tables: the models, and those behind others."""
 
 from __future__ import annotations
 
@@ -7,40 +7,44 @@ from typing import Any
 
 from ultrarefiner.models.cards import is_of_a_fold
 
+_REFINING = {"refiner", "end_to_end"}
 _BEHIND = {"models": "learned from its predictions", "parents": "began from its weights"}
 
 
 def sorted_cards(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Return the rows of the table of models, by training set, model and fold.
 
-    Where refiners are among them, there are columns for what only these have.
+    Where refiners or end-to-end models are among them, there are columns for what only these have.
 
     Args:
         cards: The models' cards, each with its ``threshold`` (None where it has none).
     """
     keys = ("dataset", "name", "fold")
     ordered = sorted(cards, key=lambda card: [str(card.get(key)) for key in keys])
-    refined = any(card["phase"] == "refiner" for card in cards)
-    sourced = any(card.get("sources") for card in cards)
-    return [_describe(card, refined, sourced) for card in ordered]
+    phases = {card["phase"] for card in cards}
+    shown = {"Val. Dice": "dice"}
+    shown |= {"Val. Dice before": "dice_before"} if phases & _REFINING else {}
+    shown |= {"Coarse": "coarse_dice"} if phases & _REFINING else {}
+    shown |= {"Coarse before": "coarse_dice_before"} if "end_to_end" in phases else {}
+    sourced = any(_behind(card) for card in cards)
+    return [_describe(card, shown, sourced) for card in ordered]
 
 
-def _describe(card: Mapping[str, Any], refined: bool, sourced: bool) -> dict[str, str]:
+def _describe(card: Mapping[str, Any], dice: Mapping[str, str], sourced: bool) -> dict[str, str]:
     architecture, config, metrics = card["architecture"], card["config"], card["metrics"]
-    size = architecture["image_size"]
-    sides = " × ".join(map(str, size)) if isinstance(size, list) else str(size)
+    models = [architecture]
+    if card["phase"] == "end_to_end":
+        models = [architecture[part] for part in ("coarse", "refiner")]
     parents = ", ".join(f"{name} ({digest[:12]})" for name, digest in card["parents"].items())
     values = {
         "Trained on": card["dataset"],
         "Model": card["name"],
         "Fold": card["fold"] if is_of_a_fold(card) else "all",
-        "Architecture": f"{architecture['model']} at {sides} px",
+        "Architecture": " and ".join(f"{one['model']} at {_sides(one)} px" for one in models),
         "Seed": config["seed"],
         "Epochs": config["epochs"],
         "Epoch kept": metrics["epoch"],
-        "Val. Dice": _dice(metrics, "dice"),
-        **({"Val. Dice before": _dice(metrics, "dice_before")} if refined else {}),
-        **({"Coarse": _dice(metrics, "coarse_dice")} if refined else {}),
+        **{title: _dice(metrics, name) for title, name in dice.items()},
         "Threshold": card["threshold"],
         "Chosen on": card["selection"],
         "Cases": len(card["trained_on"]),
@@ -51,6 +55,11 @@ def _describe(card: Mapping[str, Any], refined: bool, sourced: bool) -> dict[str
         "SHA-256 of weights": card["weights_sha256"],
     }
     return {key: "–" if value in (None, "") else str(value) for key, value in values.items()}
+
+
+def _sides(architecture: Mapping[str, Any]) -> str:
+    size = architecture["image_size"]
+    return " × ".join(map(str, size)) if isinstance(size, list) else str(size)
 
 
 def _dice(metrics: Mapping[str, Any], name: str) -> str:
@@ -70,7 +79,7 @@ def _short(revision: str) -> str:
 def source_tables(
     cards: Sequence[Mapping[str, Any]],
 ) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Return the table of the models behind finetuned ones, if there are any.
+    """Return the table of the models behind others, if there are any.
 
     Args:
         cards: The models' cards.
@@ -96,7 +105,7 @@ def source_tables(
                 )
     if not rows:
         return []
-    columns = ["Finetuned model", "How", "Model behind it", "Fold"]
+    columns = ["Model", "How", "Model behind it", "Fold"]
     columns += ["Cases trained on", "Selected on", "Predicted", "SHA-256 of weights"]
     count = len({row[-1] for row in rows})
-    return [(f"Models behind finetuned ones ({count})", columns, sorted(rows))]
+    return [(f"Models behind others ({count})", columns, sorted(rows))]

@@ -49,8 +49,8 @@ def draw_overlays(
 ) -> None:
     """Draw best, median, worst and failed cases of each dataset into the folder ``output``.
 
-    The cases are ranked by the Dice of the refined method that leads on the dataset (oracles never
-    lead); without refined methods, by the reference's. A picture has three panels: image with the
+    The cases are ranked by the Dice of the method that refines and leads on the dataset (oracles
+    never lead); without one, by the reference's. A picture has three panels: image with the
     truth, coarse mask with the prompts, refined mask. A failure has one, with all outlines.
     ``index.json`` lists the ``pictures`` and the ``failures``.
 
@@ -202,6 +202,8 @@ def _draw_case(path: Path, row: pd.Series, place: Mapping[str, Any], reference: 
     else:
         record = _prompt(place["prompts"], case)
         told = describe_prompt(record)
+        if row["kind"] == "end_to_end":
+            told = "prompted by the coarse model inside it"
         refined = _mask(Path(place["masks"]) / f"{case}.png", image)
         panels.append(
             Panel(f"coarse: {reference}", COARSE_COLOUR, outlines, record, _empty(coarse))

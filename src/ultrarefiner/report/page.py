@@ -96,7 +96,9 @@ def write_report(
     failed, failed_reduced = embed_pictures(Path(overlays), drawn.get("failures", []), "failures")
     config = provenance.get("config") or {}
     folder = Path(figures)
-    finetuned = {card["dataset"] for card in models if card["phase"] == "refiner"}
+    phases: dict[str, set[str]] = {}
+    for card in models:
+        phases.setdefault(card["dataset"], set()).add(card["phase"])
     page = (
         _environment()
         .get_template("page.html.j2")
@@ -111,14 +113,13 @@ def write_report(
             ),
             book=book,
             datasets=[
-                dataset_view(data, mine, folder, examined, config, finetuned)
-                for mine in book.datasets
+                dataset_view(data, mine, folder, examined, config, phases) for mine in book.datasets
             ],
             gallery={name: _gallery(name, pictures) for name in data.datasets},
             reduced=reduced,
             cross=cross_figures(book, folder),
             joint_curves=[
-                curves(folder, name, name in finetuned) for name in _unions(data, folder)
+                curves(folder, name, phases.get(name, ())) for name in _unions(data, folder)
             ],
             failures=_failures(failed),
             failed_reduced=failed_reduced,

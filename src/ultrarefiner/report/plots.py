@@ -27,13 +27,25 @@ QUIET = "#7a8494"
 # Behind words that stand on points: the page replaces it by its own ground.
 PAPER = "#fffffe"
 # Okabe and Ito's palette (2008), safe for colour-blind readers.
-COLOURS = {"coarse": "#0072b2", "refined": "#cc79a7", "oracle": "#8a94a6"}
+COLOURS = {
+    "coarse": "#0072b2",
+    "refined": "#cc79a7",
+    "end_to_end": "#009e73",
+    "inner": "#0072b2",
+    "oracle": "#8a94a6",
+}
 _FOLDS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a8494")
 _LABELS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9")
 MARKERS = ("o", "^", "s", "D", "v")
 MANY_POINTS = 2000
-# Column of the history of a refiner: Dice of the masks that it is validated on.
+# Column of a history: Dice of the masks that are refined in validation.
 _COARSE = "val_coarse_dice"
+# What a model is by its history: in words, and whose masks it refines.
+_TRAINED = {
+    "coarse": ("coarse", ""),
+    "refiner": ("refiner", "coarse masks"),
+    "end_to_end": ("end to end", "coarse model inside"),
+}
 # Inches: the width of the page's text at 96 pixels an inch.
 _WIDTH = 11.4
 STYLE = {
@@ -143,7 +155,7 @@ def draw_scatters(rows: pd.DataFrame, methods: list[Method], reference: str) -> 
 
     Args:
         rows: Scores of one dataset.
-        methods: Refined methods; cases that a method shares with the reference are drawn.
+        methods: Methods that refine; cases that one shares with the reference are drawn.
         reference: The coarse method.
     """
     columns = min(3, len(methods))
@@ -202,17 +214,17 @@ def draw_scatters(rows: pd.DataFrame, methods: list[Method], reference: str) -> 
 def draw_curves(histories: list[Mapping[str, Any]]) -> Figure:
     """Return training curves, a row for each model: training loss and validation Dice per fold.
 
-    Refiners come after the coarse models. The Dice of the coarse masks that they are validated on
-    is a dashed line in the colour of the fold: above it, refining helps.
+    Refiners come after the coarse models, and those trained end to end, whose curves begin at
+    epoch 0, after them. The Dice of the coarse masks that are refined in validation is a dashed
+    line in the colour of the fold: above it, refining helps.
 
     Args:
-        histories: Dicts with ``model``, ``fold`` (None: trained on all folds) and ``table``
-            (epoch, train_loss, val_dice; of a refiner also val_coarse_dice).
+        histories: Dicts with ``model``, ``fold`` (None: trained on all folds), ``table`` (epoch,
+            train_loss, val_dice; of a refiner or an end-to-end model also val_coarse_dice) and
+            ``kept``, the epoch whose weights were kept (None or absent: the one of the best Dice).
     """
-    refiners = {str(item["model"]) for item in histories if _COARSE in item["table"]}
-    models = sorted(
-        {str(item["model"]) for item in histories}, key=lambda name: (name in refiners, name)
-    )
+    trained = {str(item["model"]): _trained(item["table"]) for item in histories}
+    models = sorted(trained, key=lambda name: (list(_TRAINED).index(trained[name]), name))
     figure = Figure(figsize=(_WIDTH, 3.1 * len(models) + 0.25), layout="constrained")
     grid = figure.subplots(len(models), 2, squeeze=False)
     for (left, right), model in zip(grid, models, strict=True):
@@ -223,9 +235,9 @@ def draw_curves(histories: list[Mapping[str, Any]]) -> Figure:
             label = "all folds" if fold is None else f"fold {int(fold)}"
             _line(left, table, "train_loss", colour, label)
             _line(right, table, "val_dice", colour, label)
-            if model in refiners:
+            if _COARSE in table:
                 _line(right, table, _COARSE, colour, None, lw=1.2, linestyle="--", alpha=0.75)
-            if (best := _best_row(table)) is not None:
+            if (best := _kept_row(table, item.get("kept"))) is not None:
                 right.scatter(
                     table["epoch"][best],
                     table["val_dice"][best],
@@ -236,17 +248,22 @@ def draw_curves(histories: list[Mapping[str, Any]]) -> Figure:
                     linewidths=0.8,
                     zorder=4,
                 )
-        name = f"{model} ({'refiner' if model in refiners else 'coarse'})"
+        words, refined = _TRAINED[trained[model]]
+        name = f"{model} ({words})"
         left.set_title(f"{name}: training loss")
         right.set_title(f"{name}: validation Dice (star: epoch kept)")
-        if model in refiners:
-            right.plot([], [], color=QUIET, lw=1.2, linestyle="--", label="coarse masks")
+        if refined:
+            right.plot([], [], color=QUIET, lw=1.2, linestyle="--", label=refined)
         for axes in (left, right):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set_xlabel("Epoch")
-        right.set_xlabel("Epoch")
+        right.set_xlabel("Epoch (0: before training)" if words == "end to end" else "Epoch")
         left.set_ylim(bottom=0.0)
-        right.legend(loc="lower right", ncols=1 + (len(mine) + (model in refiners)) // 4)
+        if trained[model] == "end_to_end":
+            left.set_xlim(right.get_xlim())
+        right.legend(
+            loc="best" if refined else "lower right", ncols=1 + (len(mine) + bool(refined)) // 4
+        )
     return figure
 
 
@@ -267,13 +284,18 @@ def _line(
     )
 
 
-def _best_row(table: pd.DataFrame) -> int | None:
-    """Return the row of the epoch that was kept: the last one marked, else the best Dice."""
-    if "best" in table:
-        marks = table["best"].astype(str).str.lower().isin({"true", "1", "1.0"})
-        if marks.any():
-            return int(np.flatnonzero(marks)[-1])
+def _trained(table: pd.DataFrame) -> str:
+    """Return what kind of training a history is of."""
+    if _COARSE not in table:
+        return "coarse"
+    return "end_to_end" if table["epoch"].eq(0).any() else "refiner"
+
+
+def _kept_row(table: pd.DataFrame, kept: int | None) -> int | None:
+    """Return the row of the epoch that was kept; where nobody says which, of the best Dice."""
     known = table["val_dice"].dropna()
+    if kept is not None:
+        known = known[table["epoch"].eq(kept)]
     return None if known.empty else int(known.idxmax())
 
 

@@ -16,20 +16,14 @@ from ultrarefiner.report.results import (
     mean_cell,
     mean_of,
     method_row,
-    single_cell,
 )
-from ultrarefiner.report.tables import JOINT, Method
+from ultrarefiner.report.tables import JOINT, Method, explain_names
 
 _DIGITS = {"hd95_px": 1, "hd95_mm": 2, "assd_px": 1}
 # The metrics of the leading table, and of the one that looks closer.
 _LEADING = ("dice", "iou", "hd95_px", "hd95_mm")
 _DETAILED = ("hd95_px", "hd95_mm", "hd95_share", "assd_px", "nsd", "precision", "recall")
 _SPECIFICITY = "specificity"
-_APART = (
-    "A refiner that is finetuned on each fold has no ensemble: the model of a fold refines the masks "
-    "of that fold's coarse model. Its Δ Dice is the mean over the models, each against the coarse "
-    "model of its fold on the same cases; it is not tested."
-)
 DIMENSIONS = {
     "label": "By class",
     "size": "By size of the lesion",
@@ -87,7 +81,15 @@ def leading_table(
             row = numbers.difference(method.name)
             cells += difference_cells(row, reach, method.base == reference)
         table.rows.append(method_row(method, cells, reference))
-    table.caption = _explain(numbers, reference, name.removeprefix("leading_"), compared, counted)
+    table.caption = " ".join(
+        filter(
+            None,
+            [
+                _explain(numbers, reference, name.removeprefix("leading_"), compared, counted),
+                explain_names(methods),
+            ],
+        )
+    )
     bars = "Δ Dice is drawn as a bar with its interval; the dashed line is zero. "
     table.on_page = f"{bars if compared else ''}Click a heading to sort."
     return table
@@ -187,60 +189,16 @@ def holdout_table(
         for who in members:
             cells.append(mean_cell(held.get(method.name, "dice", who=who), count=True))
         row = held.difference(method.name)
-        compared = difference_cells(row, held.reach(), method.base == reference)
-        if held.only_singles(method.name):
-            compared[0] = held.single_difference(method.name, f"{reference}{method.at}")
-        cells += compared
+        cells += difference_cells(row, held.reach(), method.base == reference)
         table.rows.append(method_row(method, cells, reference))
-    apart = any(held.only_singles(method.name) for method in methods)
     table.caption = (
         "Mean Dice with 95 % confidence interval. Folds: cross-validation, from the table above. "
         "The other columns: cases that were kept out of every fold, predicted by the model of each "
         "fold and by all together (mean: mean probability; vote: strict majority of the masks). "
-        "Refined methods start from the mean. The differences are those of the ensemble mean."
-        + (f" {_APART}" if apart else "")
+        "Refined methods start from the mean; of a refiner with a model for each fold it is what "
+        "at least half of the models' masks say. The differences are those of the ensemble mean."
     )
     return table
-
-
-def single_table(
-    numbers: Numbers, methods: list[Method], reference: str, name: str
-) -> Table | None:
-    """Return the methods without an ensemble beside their references; None without any.
-
-    Args:
-        numbers: An evaluation on cases that no model was trained on.
-        methods: All methods of it, those with an ensemble included.
-        reference: The coarse method that others are compared with.
-        name: Name of the table.
-    """
-    apart = [method for method in methods if numbers.only_singles(method.name)]
-    starts = {f"{reference}{method.at}" for method in apart}
-    table = Table(name, "Model by model", "Method", ["n"])
-    table.columns += [f"Model of fold {fold}" for fold in numbers.folds]
-    table.columns += ["Mean of the models", "Δ Dice"]
-    for method in methods:
-        if method not in apart and method.name not in starts:
-            continue
-        rows = numbers.singles(method.name)
-        if not rows:
-            continue
-        each = [
-            mean_cell(numbers.get(method.name, "dice", who=("single", str(fold))))
-            for fold in numbers.folds
-        ]
-        difference = (
-            numbers.single_difference(method.name, f"{reference}{method.at}")
-            if method in apart
-            else Cell("reference")
-        )
-        cells = [count_cell(rows[0]["n"]), *each, single_cell(rows), difference]
-        table.rows.append(method_row(method, cells, reference))
-    table.caption = (
-        f"Mean Dice with 95 % confidence interval, by the model of each fold alone. {_APART} ± is "
-        "the standard deviation over the models."
-    )
-    return table if apart and table.rows else None
 
 
 def subgroup_table(
@@ -272,7 +230,7 @@ def _value_title(dimension: str, value: str) -> str:
 def threshold_table(
     numbers: Numbers, methods: list[Method], reference: str, name: str
 ) -> Table | None:
-    """Return each coarse model at 0.5 beside its threshold of the validation; None without any."""
+    """Return each model that needs no prompts at 0.5 and at its own threshold; None without any."""
     metrics = ("dice", "hd95_px", "precision", "recall")
     names = {method.name for method in methods}
     table = Table(name, "Threshold: 0.5 and tuned", "Method", [])
@@ -293,8 +251,10 @@ def threshold_table(
             row = numbers.get(which, "dice")
             cells.append(NONE if row is None else count_cell(row["misses"]))
         table.rows.append(method_row(method, cells, reference))
+    joint = any(row.kind == "end_to_end" for row in table.rows)
     table.caption = (
-        "Coarse models cut at a probability of 0.5, and at the threshold with the highest mean "
-        "Dice on the validation cases of each fold; the test cases had no part in choosing it."
+        f"Coarse models{' and those trained end to end' if joint else ''} cut at a probability of "
+        "0.5, and at the threshold with the highest mean Dice on the validation cases of each "
+        "fold; the test cases had no part in choosing it."
     )
     return table if table.rows else None

@@ -16,6 +16,7 @@ import pandas as pd
 from ultrarefiner.report.tables import FOOTNOTES, Method, fixed, p_value, signed
 
 ORACLE_NOTE = "Oracle – upper bound: prompted from the truth. Not a result."
+_TAGS = {"oracle": "oracle", "end_to_end": "end to end", "inner": "coarse model inside"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Row:
     Attributes:
         head: What the row is of: a method, a training set.
         cells: One for each column.
-        kind: ``coarse``, ``refined`` or ``oracle``; empty where the row is no method.
+        kind: That of the method, such as ``coarse``; empty where the row is none.
         mark: Sign of weights that saw the dataset.
         seen: ``yes``, ``no``, ``unknown``; empty where the row is no method on one dataset.
         reference: Whether others are compared with it.
@@ -86,6 +87,11 @@ class Row:
     def oracle(self) -> bool:
         """Whether the truth was used."""
         return self.kind == "oracle"
+
+    @property
+    def tag(self) -> str:
+        """What the page says beside the head, if anything."""
+        return _TAGS.get(self.kind, "reference" if self.reference else "")
 
     @property
     def label(self) -> str:
@@ -198,39 +204,6 @@ class Numbers:
             return []
         rows = [self.get(method, metric, who=("single", str(fold))) for fold in self.folds]
         return [row for row in rows if row is not None]
-
-    def only_singles(self, method: str) -> bool:
-        """Return whether a method has no ensemble where others have one.
-
-        So it is with a refiner that is finetuned on each fold: its models go each with the coarse
-        model of its fold.
-        """
-        if self.main != ("mean", "all"):
-            return False
-        metrics = ("dice", "specificity")
-        return not any(self.get(method, name) for name in metrics) and any(
-            self.singles(method, name) for name in metrics
-        )
-
-    def single_difference(self, method: str, reference: str) -> Cell:
-        """Return the difference of Dice between single models of a method and of its reference.
-
-        The mean over the folds' models, each against the reference's model of the same fold, on
-        the same cases; models are not independent of each other, so there is no test.
-
-        Args:
-            method: The method.
-            reference: The coarse method with models of the same training set.
-        """
-        mine, other = (
-            {row["fold"]: row for row in self.singles(name)} for name in (method, reference)
-        )
-        # Of equal cases the mean of the paired differences is the difference of the means.
-        if not mine or any(row["n"] != other.get(fold, {}).get("n") for fold, row in mine.items()):
-            return NONE
-        each = [row["mean"] - other[fold]["mean"] for fold, row in mine.items()]
-        mean, better = sum(each) / len(each), sum(value > 0 for value in each)
-        return Cell(signed(mean), mean, note=f"better by {better} of {len(each)} models")
 
     def subgroups(self, dimension: str) -> list[str]:
         """Return the subgroups of a dimension (``label``, ``size``, ...) in the summary's order."""

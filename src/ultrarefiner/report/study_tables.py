@@ -21,7 +21,15 @@ from ultrarefiner.report.results import (
     method_row,
     number_cell,
 )
-from ultrarefiner.report.tables import EVALUATIONS, MARKS, Method, p_value, signed
+from ultrarefiner.report.tables import (
+    EVALUATIONS,
+    MARKS,
+    Method,
+    explain_names,
+    in_order,
+    p_value,
+    signed,
+)
 
 _COMPARED_DIGITS = {"hd95_px": 1}
 
@@ -46,15 +54,13 @@ def overview_table(
     order = list(
         {m.name: Method(m.name, m.kind) for mine in methods.values() for m in mine}.values()
     )
-    kinds = ("coarse", "refined", "oracle")
-    order.sort(key=lambda m: (kinds.index(m.kind), m.base != reference, m.base, m.at))
     marks = {method.name: method.mark for method in everywhere}
     best = {}
     for name, mine in methods.items():
         best[name] = _best_dice(numbers[name], mine)
     leading = {name: _best_dice(found, everywhere) for name, found in joint.items()}
     eligible = {method.name for method in everywhere if method.may_lead}
-    for method in order:
+    for method in in_order(order, reference):
         cells = []
         for name, found in numbers.items():
             seen = next((m for m in methods[name] if m.name == method.name), None)
@@ -73,8 +79,9 @@ def overview_table(
         "Mean Dice over images with a lesion, 95 % confidence interval in brackets: of the folds' "
         "test cases, or, where no model was trained on the dataset, of all its cases as the models "
         "of all folds together see them. What follows @ is the training set; without it a model "
-        "is trained on the dataset itself. Bold: best of its column, oracles and † apart."
-    )
+        "is trained on the dataset itself. Bold: best of its column, oracles and † apart. "
+        + explain_names(order)
+    ).rstrip()
     return table
 
 
@@ -175,8 +182,12 @@ def gap_table(gap: pd.DataFrame, dataset: str) -> Table | None:
     return table if table.rows else None
 
 
-def calibration_table(calibration: pd.DataFrame, dataset: str) -> Table | None:
-    """Return how well the probabilities of coarse models can be taken at their word."""
+def calibration_table(
+    calibration: pd.DataFrame, dataset: str, methods: list[Method]
+) -> Table | None:
+    """Return how well the probabilities of models can be taken at their word; None without any."""
+    known = {method.name: method for method in methods}
+    order = list(known)
     rows = calibration[calibration["dataset"].eq(dataset)]
     columns = ["Evaluation", "Models", "ECE near lesions", "ECE", "Brier", "Million pixels"]
     table = Table(f"calibration_{dataset}", "Calibration", "Method", columns)
@@ -190,7 +201,9 @@ def calibration_table(calibration: pd.DataFrame, dataset: str) -> Table | None:
             number_cell(float(bins["brier"].iloc[0]), 4),
             number_cell(float(bins["pixels"].sum()) / 1e6, 2),
         ]
-        table.rows.append(Row(str(method), cells, "coarse"))
+        kind = known[method].kind if method in known else "coarse"
+        table.rows.append(Row(str(method), cells, kind))
+    table.rows.sort(key=lambda row: order.index(row.head) if row.head in known else -1)
     table.caption = (
         "Over all pixels of the test cases. ECE: expected calibration error, the mean distance "
         "between the probability and the share of lesion in a bin, weighted by its pixels; most "

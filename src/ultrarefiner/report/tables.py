@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,7 @@ FOOTNOTES = {
     "‡": "‡ not known whether the weights were trained on this dataset.",
     "§": "§ shares images with the training set; the shared ones are not among the tested.",
 }
+GUARDED = "-guarded"
 _FLAGS = ("oracle", "empty_prediction", "empty_truth")
 _NUMBERS = (
     *("dice", "iou", "hd95_px", "hd95_mm", "hd95_share", "assd_px", "nsd", "precision", "recall"),
@@ -65,7 +66,10 @@ _NUMBERS = (
 )
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
 _NO_PROMPT = {"", "none", "-"}
-_KINDS = ("coarse", "refined", "oracle")
+# Kinds of method that refine masks without the truth.
+REFINING = ("refined", "end_to_end")
+# The coarse model inside another stands beside the whole.
+_PLACES = {"coarse": 0, "refined": 1, "end_to_end": 2, "inner": 2, "oracle": 3}
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,9 @@ class Method:
 
     Attributes:
         name: Its name on the shelf: ``ultrasam-box@all``.
-        kind: ``coarse`` (no prompt), ``refined``, or ``oracle`` (prompted from the truth).
+        kind: ``coarse`` (no prompt), ``refined``, ``end_to_end`` (coarse model and refiner trained
+            as one), ``inner`` (the coarse model inside such a one), or ``oracle`` (prompted from
+            the truth).
         seen: Whether its weights were trained on the dataset: ``yes``, ``no`` or ``unknown``.
     """
 
@@ -86,6 +92,11 @@ class Method:
     def oracle(self) -> bool:
         """Whether the truth made its prompts."""
         return self.kind == "oracle"
+
+    @property
+    def refines(self) -> bool:
+        """Whether it refines masks without the truth."""
+        return self.kind in REFINING
 
     @property
     def may_lead(self) -> bool:
@@ -213,11 +224,20 @@ def read_scores(path: str | Path, reference: str) -> pd.DataFrame:
 
 
 def with_kinds(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Return rows of methods with their ``kind``: ``coarse``, ``refined`` or ``oracle``."""
+    """Return rows of methods with their ``kind``, in the words of `Method`.
+
+    No model's name has a hyphen, and a refined method is called ``{refiner}-{prompt}``. So what is
+    prompted and has no hyphen is a model that was trained end to end; with one, a variant of it or
+    the coarse model inside.
+    """
+    bases = rows["method"].str.partition("@")[0]
+    heads = bases.str.partition("-")[0]
     prompted = ~rows["prompt_source"].str.strip().str.lower().isin(_NO_PROMPT)
-    refined = prompted & rows["method"].str.partition("@")[0].ne(reference)
-    kinds = refined.map({True: "refined", False: "coarse"}).where(~rows["oracle"], "oracle")
-    return rows.assign(kind=kinds)
+    prompted &= bases.ne(reference)
+    joint = heads.isin(bases[prompted & bases.eq(heads)])
+    kinds = prompted.map({True: "refined", False: "coarse"})
+    kinds = kinds.mask(joint, prompted.map({True: "end_to_end", False: "inner"}))
+    return rows.assign(kind=kinds.mask(rows["oracle"], "oracle"))
 
 
 def _folds(scores: pd.DataFrame, path: Path) -> pd.Series:
@@ -266,7 +286,7 @@ def with_lesion(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def list_methods(rows: pd.DataFrame, reference: str) -> list[Method]:
-    """Return the methods of rows in showing order: reference, other coarse, refined, oracles.
+    """Return the methods of rows, as `in_order` has them.
 
     Where the rows are of several datasets, a method has seen its dataset if it saw one of them.
     """
@@ -275,11 +295,30 @@ def list_methods(rows: pd.DataFrame, reference: str) -> list[Method]:
         seen = set(mine["seen"])
         worst = next((value for value in ("yes", "unknown") if value in seen), "no")
         methods.append(Method(str(name), str(mine["kind"].iloc[0]), worst))
-    return sorted(methods, key=lambda m: (_KINDS.index(m.kind), m.base != reference, m.base, m.at))
+    return in_order(methods, reference)
+
+
+def in_order(methods: Iterable[Method], reference: str) -> list[Method]:
+    """Return methods as they are shown: reference, other coarse, refined, end to end, oracles."""
+    return sorted(methods, key=lambda m: (_PLACES[m.kind], m.base != reference, m.base, m.at))
+
+
+def explain_names(methods: Iterable[Method]) -> str:
+    """Return what the names of end-to-end and guarded methods mean; empty without any."""
+    bases = {method.base: method.kind for method in methods}
+    joint = sorted({base.partition("-")[0] for base, kind in bases.items() if kind == "end_to_end"})
+    words = []
+    if joint:
+        words.append(f"Trained end to end: {', '.join(joint)}")
+    if "inner" in bases.values():
+        words.append("-coarse: the coarse model inside, by itself")
+    if any(base.endswith(GUARDED) for base in bases):
+        words.append(f"{GUARDED}: the coarse mask where the refined one is not trusted")
+    return f"{'; '.join(words)}." if words else ""
 
 
 def leading_method(rows: pd.DataFrame, reference: str) -> str:
-    """Return the refined method with the highest mean Dice over lesions; never an oracle.
+    """Return the method that refines with the highest mean Dice over lesions; never an oracle.
 
     Methods whose weights were trained on the dataset lead only where there are no others. Without
     refined methods it is the reference.
@@ -288,14 +327,16 @@ def leading_method(rows: pd.DataFrame, reference: str) -> str:
         rows: As `main_rows` gives them.
         reference: The coarse method that others are compared with.
     """
-    refined = with_lesion(rows[rows["kind"].eq("refined")])
+    refined = with_lesion(rows[rows["kind"].isin(REFINING)])
     if refined.empty:
         names = sorted({name for name in rows["method"] if name.partition("@")[0] == reference})
         return names[0] if names else reference
     fresh = refined[refined["seen"].ne("yes")]
     refined = refined if fresh.empty else fresh
     means = refined.groupby("method")["dice"].mean()
-    return str(means.index[means.eq(means.max())][0])
+    best = means.index[means.eq(means.max())]
+    # Without the training set: a guard that left all masks as they are comes after its method.
+    return min(map(str, best), key=lambda name: (name.partition("@")[0], name))
 
 
 def fixed(value: float, digits: int = 3) -> str:

@@ -19,7 +19,6 @@ from ultrarefiner.report.results import (
     difference_cells,
     mean_cell,
     method_row,
-    single_cell,
 )
 from ultrarefiner.report.tables import (
     COMPARISON_COLUMNS,
@@ -27,6 +26,7 @@ from ultrarefiner.report.tables import (
     FOOTNOTES,
     SUMMARY_COLUMNS,
     Method,
+    explain_names,
     list_methods,
     read_table,
     with_kinds,
@@ -66,29 +66,22 @@ def _table(means: pd.DataFrame, compared: pd.DataFrame, evaluation: str, referen
     for column in ("n", "Dice", "Δ Dice", "IoU", "HD95 px", "missed"):
         table.add_column(column, justify="right")
     rows = means[means["evaluation"].eq(evaluation) & means["dataset"].ne(MACRO)]
-    marks, alone = set(), False
+    marks, shown = set(), []
     for dataset in sorted(set(rows["dataset"]), key=lambda name: (name == POOLED, name)):
         numbers = Numbers(means, compared, dataset, evaluation)
         for method in list_methods(rows[rows["dataset"].eq(dataset)], reference):
-            apart = numbers.only_singles(method.name)
-            cells = (_single_cells if apart else _cells)(numbers, method, reference)
-            row = method_row(method, cells, reference)
+            row = method_row(method, _cells(numbers, method, reference), reference)
             marks |= set(method.mark)
-            alone |= apart
-            who = "each fold's model" if apart else _who(numbers)
-            table.add_row(dataset, Text(row.label), who, *map(_line, row.cells))
+            shown.append(method)
+            table.add_row(dataset, Text(row.label), _who(numbers), *map(_line, row.cells))
         table.add_section()
     notes = [text for mark, text in FOOTNOTES.items() if mark in marks]
     note = (
         f"Δ Dice: paired difference to {reference} of the same training set; that of a second "
         "training set is compared with the first one's."
     )
-    if alone:
-        notes.append(
-            "Each fold's model: there is no ensemble; mean ± standard deviation over the models, "
-            "each against the coarse model of its fold."
-        )
-    table.caption = Text("\n".join([note, *notes]))
+    names = explain_names(shown)
+    table.caption = Text("\n".join([note, *([names] if names else []), *notes]))
     table.caption_justify = "left"
     return table
 
@@ -105,20 +98,6 @@ def _cells(numbers: Numbers, method: Method, reference: str) -> list[Cell]:
         mean_cell(iou, interval=False),
         mean_cell(distance, digits=1),
         _count(dice, "misses"),
-    ]
-
-
-def _single_cells(numbers: Numbers, method: Method, reference: str) -> list[Cell]:
-    """Return the cells of a method that has a model for each fold, and none for all together."""
-    rows = numbers.singles(method.name)
-    iou, distance = (numbers.singles(method.name, name) for name in ("iou", "hd95_px"))
-    return [
-        _count(rows[0] if rows else None, "n"),
-        single_cell(rows),
-        numbers.single_difference(method.name, f"{reference}{method.at}"),
-        single_cell(iou),
-        single_cell(distance, digits=1),
-        NONE,
     ]
 
 

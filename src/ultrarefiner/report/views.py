@@ -29,6 +29,7 @@ from ultrarefiner.report.tables import (
 
 # Names of pages that are not those of datasets.
 PAGES = ("overview", "cross", "failures", "methods", "main", "top")
+_JOINT = "What was trained end to end refines the masks of the coarse model inside it. "
 _MARKED = "† marks weights trained on this dataset, ‡ weights of which that is not known."
 
 
@@ -72,7 +73,7 @@ def dataset_view(
     folder: Path,
     checks: Sequence[Mapping[str, Any]],
     config: Mapping[str, Any],
-    finetuned: Collection[str] = (),
+    phases: Mapping[str, Collection[str]],
 ) -> DatasetView:
     """Return the page of a dataset.
 
@@ -82,7 +83,8 @@ def dataset_view(
         folder: The figures.
         checks: Reports of the dataset check.
         config: The study's configuration; may be empty.
-        finetuned: Training sets that refiners were finetuned on.
+        phases: How models were trained on each training set: ``coarse``, ``refiner``,
+            ``end_to_end``.
 
     Raises:
         UltraRefinerError: A figure is not there.
@@ -94,22 +96,24 @@ def dataset_view(
         key=name,
         id=anchor(name),
         role=role,
-        sections=list(_sections(data, tables, folder, name in finetuned)),
+        sections=list(_sections(data, tables, folder, phases.get(name, ()))),
         facts=list(_facts(data, name, checks, config)),
     )
 
 
 def _sections(
-    data: Data, tables: DatasetTables, folder: Path, finetuned: bool
+    data: Data, tables: DatasetTables, folder: Path, phases: Collection[str]
 ) -> Iterator[Section]:
     name = tables.dataset
     rows = with_lesion(main_rows(data.scores, name))
     methods = list_methods(rows, data.reference)
+    joint = any(method.kind == "end_to_end" for method in methods)
     dots = Figure(
         inline_svg(folder / f"boxplot_{name}.svg", describe_boxes(rows, methods)),
         "Dice of every case.",
         "A row for each method, a dot for each case; box: quartiles, line: median, diamond: mean. "
-        f"Blue: coarse models. Pink: refined methods. Gray, dashed: oracles (upper bounds). {_MARKED}",
+        f"Blue: coarse models. Pink: refined methods. {'Green: trained end to end. ' * joint}"
+        f"Gray, dashed: oracles (upper bounds). {_MARKED}",
     )
     scatters = list(_scatters(rows, name, data.reference, folder))
     yield Section("Results", [tables.leading], [dots, *scatters], tables.further)
@@ -117,8 +121,6 @@ def _sections(
         yield Section("Hold-out", [tables.holdout])
     if tables.unseen:
         yield Section("Tested by models of other training sets", [tables.unseen])
-    if tables.singles:
-        yield Section(tables.singles.title, [tables.singles])
     if tables.gap:
         yield Section("How much of the oracle's lead is reached", [tables.gap])
     if tables.threshold:
@@ -136,30 +138,41 @@ def _sections(
         yield Section("Point prompts", [tables.points], list(_points(data, name, folder)))
     # A study may score masks of models that were trained elsewhere; then there are no curves.
     if (folder / f"curves_{name}.svg").is_file():
-        yield Section("Training", figures=[curves(folder, name, finetuned)])
+        yield Section("Training", figures=[curves(folder, name, phases)])
 
 
-def curves(folder: Path, trainset: str, finetuned: bool = False) -> Figure:
-    """Return the training curves of the models of a training set, finetuned ones included."""
+def curves(folder: Path, trainset: str, phases: Collection[str] = ()) -> Figure:
+    """Return the training curves of all models of a training set.
+
+    Args:
+        folder: The figures.
+        trainset: The training set.
+        phases: How models were trained on it: ``coarse``, ``refiner``, ``end_to_end``.
+
+    Raises:
+        UltraRefinerError: The figure is not there.
+    """
+    dashed = {
+        "refiner": "of the coarse masks that a refiner is validated on",
+        "end_to_end": "of the coarse model inside one that is trained end to end",
+    }
+    told = " and ".join(text for phase, text in dashed.items() if phase in phases)
     words = f"Training loss and validation Dice by epoch for each fold of {trainset}."
     return Figure(
         inline_svg(folder / f"curves_{trainset}.svg", words),
         f"Training on {trainset}.",
         "Left: training loss, right: Dice on the validation cases. One line for each fold; the star "
         "marks the epoch whose weights were kept."
-        + (
-            " Dashed: the Dice of the coarse masks that a refiner is validated on."
-            if finetuned
-            else ""
-        ),
+        + (f" Dashed: the Dice {told}." if told else "")
+        + (" Epoch 0 is before training end to end." if "end_to_end" in phases else ""),
     )
 
 
 def _scatters(rows: pd.DataFrame, name: str, reference: str, folder: Path) -> Iterator[Figure]:
     for at, mine in by_trainset(rows).items():
-        refined = any(method.kind == "refined" for method in list_methods(mine, reference))
+        kinds = {method.kind for method in list_methods(mine, reference) if method.refines}
         coarse = f"{reference}{at}"
-        if refined and coarse in set(mine["method"]):
+        if kinds and coarse in set(mine["method"]):
             words = (
                 f"Dice of {coarse} against Dice after refining, a point for each case of {name}."
             )
@@ -167,7 +180,7 @@ def _scatters(rows: pd.DataFrame, name: str, reference: str, folder: Path) -> It
                 inline_svg(folder / f"scatter_{name}{at}.svg", words),
                 f"Before and after refining {coarse}.",
                 f"One point for each case of {name}; above the line refining helped, below it "
-                f"harmed. {_MARKED}",
+                f"harmed. {_JOINT * ('end_to_end' in kinds)}{_MARKED}",
             )
 
 

@@ -31,7 +31,8 @@ from ultrarefiner.training.data import (
     TrainingBatches,
     as_input,
 )
-from ultrarefiner.training.engine import EngineSettings, FitResult, fit
+from ultrarefiner.training.engine import EngineSettings, fit, settings_of
+from ultrarefiner.training.history import FitResult
 from ultrarefiner.training.losses import coarse_loss, deep_supervision_loss, list_outputs
 from ultrarefiner.training.prediction import predict
 from ultrarefiner.training.resume import ResumeFolder
@@ -99,25 +100,6 @@ def _starting_weights(config: CoarseConfig) -> Path | None:
             f"{error} To train from random weights, which is much worse on small datasets, set "
             "`init: random` in the model's config."
         ) from error
-
-
-def _settings(config: CoarseConfig, device: str, tensorboard: Path) -> EngineSettings:
-    return EngineSettings(
-        epochs=config.epochs,
-        lr=config.lr,
-        optimizer=config.optimizer,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        power=config.power,
-        grad_clip=config.grad_clip,
-        accumulate=config.accumulate,
-        precision=config.precision,
-        validate_every=config.validate_every,
-        seed=config.seed,
-        device=device,
-        tensorboard=tensorboard if config.tensorboard else None,
-    )
 
 
 def _fold_cases(splits: Path, fold: int) -> dict[str, list[str]]:
@@ -201,7 +183,7 @@ def train_coarse(
             **({"architecture": architecture} if "options" in architecture else {}),
         },
     )
-    settings = _settings(config, device, model.parent / "tensorboard")
+    settings = settings_of(config, model.parent, device)
     if resume.is_empty:
         shutil.rmtree(model.parent / "tensorboard", ignore_errors=True)
     log.info(

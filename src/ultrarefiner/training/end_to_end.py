@@ -44,7 +44,7 @@ from ultrarefiner.training.end_to_end_task import (
     EndToEndTask,
     plan_stages,
 )
-from ultrarefiner.training.engine import EngineSettings, fit
+from ultrarefiner.training.engine import EngineSettings, fit, settings_of
 from ultrarefiner.training.features import Features
 from ultrarefiner.training.history import FitResult
 from ultrarefiner.training.plan import Stage
@@ -147,7 +147,7 @@ def train_end_to_end(
             "parents": parents,
         },
     )
-    settings = _settings(config, device, model.parent / "tensorboard")
+    settings = _settings(config, model.parent, device)
     if resume.is_empty:
         shutil.rmtree(model.parent / "tensorboard", ignore_errors=True)
     log.info("%s", _header(config, name, trainset, fold, task, stages, settings))
@@ -275,24 +275,15 @@ def _licence(
     return "; ".join(dict.fromkeys(terms))
 
 
-def _settings(config: EndToEndConfig, device: str, tensorboard: Path) -> EngineSettings:
+def _settings(config: EndToEndConfig, folder: Path, device: str) -> EngineSettings:
     drop = config.largest_drop
-    return EngineSettings(
-        epochs=config.epochs,
+    return settings_of(
+        config,
+        folder,
+        device,
         lr=max(row.lr for row in config.train.values()),
-        optimizer=config.optimizer,
-        weight_decay=config.weight_decay,
-        schedule=config.schedule,
-        warmup=config.warmup,
-        grad_clip=config.grad_clip,
-        accumulate=config.accumulate,
-        precision=config.precision,
-        validate_every=config.validate_every,
-        seed=config.seed,
-        device=device,
         keep_start=True,
-        largest_drop=None if drop is None else ("coarse_dice", drop),
-        tensorboard=tensorboard if config.tensorboard else None,
+        drop_limit=None if drop is None else ("coarse_dice", drop),
     )
 
 

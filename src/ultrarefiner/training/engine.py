@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,6 +20,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import nn
 from tqdm import tqdm
 
+from ultrarefiner.config import Section
 from ultrarefiner.errors import ConfigError, UltraRefinerError
 from ultrarefiner.io import item_seed
 from ultrarefiner.runtime import choose_device, seed_everything
@@ -65,7 +66,7 @@ class EngineSettings:
         selection: The validation metric whose highest value chooses the model; of equal ones the
             earliest epoch wins.
         keep_start: Validate before training too; the model stays as it was if no epoch is better.
-        largest_drop: A validation metric and how far it may fall below its value before training;
+        drop_limit: A validation metric and how far it may fall below its value before training;
             when it has fallen further, that epoch is not chosen and training ends. Needs
             ``keep_start``.
         tensorboard: Folder for TensorBoard events; ``None``: none are written.
@@ -88,8 +89,23 @@ class EngineSettings:
     device: str = "auto"
     selection: str = "dice"
     keep_start: bool = False
-    largest_drop: tuple[str, float] | None = None
+    drop_limit: tuple[str, float] | None = None
     tensorboard: Path | None = None
+
+
+def settings_of(config: Section, folder: Path, device: str, **own: Any) -> EngineSettings:
+    """Return the settings that a config asks for by fields of the same names.
+
+    Args:
+        config: A section with ``epochs``, ``tensorboard`` and others of ``EngineSettings``.
+        folder: Where the model will be; events go to ``tensorboard/`` in it.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        own: Settings that are no fields of the config.
+    """
+    names = {field.name for field in fields(EngineSettings)} & set(type(config).model_fields)
+    shared = {name: getattr(config, name) for name in names - {"tensorboard"}}
+    events = folder / "tensorboard" if config.tensorboard else None
+    return EngineSettings(**shared, **own, device=device, tensorboard=events)
 
 
 def set_train_mode(model: nn.Module) -> None:
@@ -282,9 +298,9 @@ class _Run:
         return metrics
 
     def _why_stop(self, metrics: dict[str, float]) -> str:
-        if self.settings.largest_drop is None:
+        if self.settings.drop_limit is None:
             return ""
-        name, most = self.settings.largest_drop
+        name, most = self.settings.drop_limit
         before, now = self.result.before[name], metrics[name]
         if before - now <= most:
             return ""

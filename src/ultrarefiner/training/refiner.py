@@ -36,9 +36,10 @@ from ultrarefiner.training.checkpoint import licences, versions
 from ultrarefiner.training.crop_items import ROLES as CROP_ROLES
 from ultrarefiner.training.crop_items import CropItem, read_crops
 from ultrarefiner.training.data import Prepared, PreparedCases
-from ultrarefiner.training.engine import EngineSettings, FitResult
+from ultrarefiner.training.engine import EngineSettings, settings_of
 from ultrarefiner.training.failures import read_failures
 from ultrarefiner.training.features import Features, Pixels
+from ultrarefiner.training.history import FitResult
 from ultrarefiner.training.inner import PredictionSource, read_inner_predictions
 from ultrarefiner.training.refiner_items import Items
 from ultrarefiner.training.refiner_task import RefinerTask
@@ -148,7 +149,7 @@ def train_refiner(
             "parents": parents,
         },
     )
-    settings = _settings(config, device, model.parent / "tensorboard")
+    settings = settings_of(config, model.parent, device)
     if resume.is_empty:
         shutil.rmtree(model.parent / "tensorboard", ignore_errors=True)
     log.info("%s", _header(config, name, trainset, fit, task, summary, parents, settings))
@@ -312,24 +313,6 @@ def _pictures(task: RefinerTask) -> Iterator[tuple[str, bool, Pixels]]:
                 if (view.name, flip) not in known:
                     known.add((view.name, flip))
                     yield view.name, flip, view.pixels
-
-
-def _settings(config: FinetuneConfig, device: str, tensorboard: Path) -> EngineSettings:
-    return EngineSettings(
-        epochs=config.epochs,
-        lr=config.lr,
-        optimizer=config.optimizer,
-        weight_decay=config.weight_decay,
-        schedule=config.schedule,
-        warmup=config.warmup,
-        grad_clip=config.grad_clip,
-        accumulate=config.accumulate,
-        precision=config.precision,
-        validate_every=config.validate_every,
-        seed=config.seed,
-        device=device,
-        tensorboard=tensorboard if config.tensorboard else None,
-    )
 
 
 def _header(

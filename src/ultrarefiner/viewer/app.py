@@ -21,7 +21,7 @@ from ultrarefiner.viewer.session import Looked, Viewer
 ADDRESS = "127.0.0.1"
 _HERE = Path(__file__).parent
 _LESION, _BACKGROUND = "lesion", "background"
-_KEPT_SECONDS = 600
+_KEPT_SECONDS = 3600
 """How long uploaded files are kept; an open image needs its file only for another frame."""
 # Where scripts, styles and answers may come from: this very server.
 _POLICY = (
@@ -45,8 +45,13 @@ _TEMPLATE = """
 def build_page(viewer: Viewer) -> gr.Blocks:
     """Return the page; ``serve_page`` shows it."""
     bundle = viewer.predictor.bundle
-    # Models are no good at two things at a time, and one image is remembered for all of them.
-    alone = {"concurrency_limit": 1, "concurrency_id": "models", "api_visibility": "private"}
+    # One thing at a time, in the order of the clicks, none of them dropped.
+    alone = {
+        "concurrency_limit": 1,
+        "concurrency_id": "models",
+        "trigger_mode": "multiple",
+        "api_visibility": "private",
+    }
     with gr.Blocks(
         title="UltraRefiner viewer",
         analytics_enabled=False,
@@ -83,7 +88,9 @@ def build_page(viewer: Viewer) -> gr.Blocks:
                     with gr.Row():
                         undo = gr.Button("Undo", size="sm", elem_id="undo", min_width=60)
                         clear = gr.Button("Start over", size="sm", elem_id="clear", min_width=60)
-                said = gr.HTML(facts(None, closed=viewer.closed), elem_id="facts")
+                said = gr.HTML(
+                    facts(None, closed=viewer.closed), elem_id="facts", apply_default_css=False
+                )
                 gr.HTML("For research. Not a medical device.", elem_id="foot")
         shown = [looked, canvas, said]
 
@@ -113,8 +120,15 @@ def build_page(viewer: Viewer) -> gr.Blocks:
             x, y = data["point"]
             return _asked(viewer, one, partial(viewer.click, x=x, y=y, lesion=lesion))
 
-        file.upload(opened_first, file, [*shown, frame], show_progress_on=said, **alone)
-        frame.release(opened, [file, frame], shown, show_progress_on=said, **alone)
+        file.upload(opened_first, file, [*shown, frame], show_progress_on=canvas, **alone)
+        # While the slider moves, only where it is last counts.
+        frame.input(
+            opened,
+            [file, frame],
+            shown,
+            show_progress_on=canvas,
+            **{**alone, "trigger_mode": "always_last"},
+        )
         canvas.draw(drawn, [looked, marks], shown, show_progress="hidden", **alone)
         for button, action in ((undo, viewer.undo), (clear, viewer.clear)):
             button.click(

@@ -58,7 +58,7 @@ document.addEventListener("keydown", event => { if (event.key === "Escape") stop
 element.addEventListener("dragover", event => event.preventDefault());
 element.addEventListener("drop", event => {
   event.preventDefault();
-  const input = document.querySelector("#file input[type=file], input[type=file]#file");
+  const input = document.querySelector("#side input[type=file]");
   if (!input || event.dataTransfer.files.length !== 1) return;
   input.files = event.dataTransfer.files;
   input.dispatchEvent(new Event("change", {bubbles: true}));

@@ -18,7 +18,7 @@ COLOURS = {
     "box": BOX_COLOUR,
     "point": POINT_COLOUR,
 }
-_MARKS = 70  # of the image's longer side, for the radius of a mark
+_MARKS = 90  # of the image's longer side, for the radius of a mark
 
 
 def image_address(image: np.ndarray) -> str:
@@ -111,9 +111,10 @@ def _areas(looked: Looked) -> str:
 
 def _area(mask: np.ndarray, spacing: tuple[float, float] | None) -> str:
     count = int(np.count_nonzero(mask))
+    pixels = f"{count:,} px".replace(",", " ")
     if spacing is None:
-        return f"{count:,} px".replace(",", " ")
-    return f"{count:,} px, {count * spacing[0] * spacing[1]:.1f} mm²".replace(",", " ", 1)
+        return pixels
+    return f"{pixels}, {count * spacing[0] * spacing[1]:.1f} mm²"
 
 
 def _list(name: str, title: str, lines: list[str] | tuple[str, ...]) -> str:
