@@ -17,6 +17,7 @@ from rich.text import Text
 from ultrarefiner import __version__
 from ultrarefiner.deploy import commands
 from ultrarefiner.errors import OutputError, UltraRefinerError
+from ultrarefiner.viewer.commands import viewer
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
@@ -292,5 +293,5 @@ def generate(
     console.print(f"written: {', '.join(map(str, stale)) or 'nothing, all current'}")
 
 
-for _command in (commands.predict, commands.export):
+for _command in (commands.predict, commands.export, viewer):
     _register(_command)
