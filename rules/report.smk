@@ -104,6 +104,7 @@ rule write_report:
             "results/{{run}}/report/failures-{refiner}.png",
             refiner=STUDY.finetuning.simulating,
         ),
+        guards=entries.guard_rules(STUDY),
         weights=study_weights,
     output:
         page=report(
@@ -116,7 +117,11 @@ rule write_report:
     benchmark:
         "results/{run}/benchmarks/write_report/all.tsv"
     params:
-        head={"title": CFG.report.title, "reference": STUDY.reference},
+        head={
+            "title": CFG.report.title,
+            "reference": STUDY.reference,
+            "guards": entries.guard_rules(STUDY),
+        },
         study=study_dump(),
     message:
         "Write {output.page}"

@@ -150,8 +150,34 @@ def test_guards_are_for_refined_methods_without_the_truth():
         study(guard={"min_iou": None, "area_ratio": None, "max_components": None, "band": None})
 
 
+def test_the_guard_waits_for_the_models_that_it_is_chosen_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny_sam.pth").touch()
+    base = "results/tiny/busi/models"
+    coarse = [f"{base}/transunet/fold1/{name}" for name in ("model.safetensors", "card.json")]
+    some = study().end_to_end
+    assert some.guard_models("busi", "tiny_sam-box_loose", 1) == [*coarse, "tiny_sam.pth"]
+    assert some.guard_models("busi", "joint", 1) == [
+        *coarse,
+        f"{base}/joint/fold1/model.safetensors",
+        f"{base}/joint/fold1/card.json",
+    ]
+    tuned = study(refiners__tiny_sam=FINETUNED).end_to_end
+    assert tuned.guard_models("busi", "tiny_sam-box_loose", 1)[2:] == [
+        f"{base}/tiny_sam/fold1/model.safetensors",
+        f"{base}/tiny_sam/fold1/card.json",
+    ]
+
+
 def test_a_refiner_that_saw_every_fold_is_refused():
     finetune = {**FINETUNED["finetune"], "on": "all"}
+    with pytest.raises(ConfigError, match="no validation case is left to choose a guard on"):
+        study(
+            refiners__tiny_sam={**FINETUNED, "finetune": finetune},
+            datasets__stu={"phantom": {"cases": 6, "size": 64}, "role": "unseen"},
+            compare__end_to_end=[],
+            compare__guarded=["tiny_sam-box_loose"],
+        )
     with pytest.raises(ConfigError, match="tiny_sam is finetuned on all folds"):
         study(
             refiners__tiny_sam={**FINETUNED, "finetune": finetune},

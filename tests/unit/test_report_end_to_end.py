@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 from page_reader import Page
@@ -9,7 +10,10 @@ from report_end_to_end import make_joint
 from report_page import change, tables_of, write_page
 
 from ultrarefiner.io import read_json
+from ultrarefiner.refine.guard import GuardRule, choose_rule
+from ultrarefiner.refine.guard_jobs import write_rule
 from ultrarefiner.report.book import make_book, read_data
+from ultrarefiner.report.end_to_end import guard_tables
 from ultrarefiner.report.findings import find
 from ultrarefiner.report.overlays import draw_overlays
 from ultrarefiner.report.study_tables import calibration_table
@@ -234,3 +238,21 @@ def test_the_terminal_says_what_was_trained_end_to_end(study):
         assert "as_one" in names and ("as_one-coarse" in names) == folds
         assert "Trained end to end: as_one; " in str(table.caption)
         assert ("-coarse: the coarse model inside" in str(table.caption)) == folds
+
+
+def test_the_rules_of_guards_are_told(study, tmp_path):
+    """As `choose_guard` writes them, by fold; a check that is off is called off."""
+    square, dot = np.zeros((2, 20, 20), dtype=bool)
+    square[5:15, 5:15], dot[0, 0] = True, True
+    masks = [(square, dot, square)] * 2
+    paths = []
+    for fold, candidates in enumerate(([GuardRule(min_iou=0.5)], [GuardRule()])):
+        paths.append(tmp_path / f"busi/guards/end_to_end/fold{fold}.json")
+        write_rule(paths[-1], choose_rule(masks, candidates), ["busi__1", "busi__2"], "validation")
+    page = Page(write_page(study, tmp_path / "page", guards=paths))
+    title = "What guards go by, chosen on validation"
+    assert title in page.text
+    rows = guard_tables(paths)[0][2]
+    assert rows[0] == ["busi", "end_to_end", "0", "0.5", "off", "off", "off", "0.000", "1.000", "2"]
+    assert rows[1] == ["busi", "end_to_end", "1", "off", "off", "off", "off", "0.000", "0.000", "2"]
+    assert guard_tables([]) == []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ultrarefiner.refine.guard import MARGIN
+from ultrarefiner.refine.guard_jobs import read_rule
 from ultrarefiner.report.finetuning import count, listed
 from ultrarefiner.report.tables import fixed
 
@@ -251,3 +252,39 @@ def ended_early(cards: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _model(card: Mapping[str, Any]) -> str:
     return f"{card['name']} on {card['dataset']}, fold {card['fold']}"
+
+
+def guard_tables(rules: Iterable[str | Path]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Return the table of the rules that guards go by, if there are any.
+
+    Args:
+        rules: Rule files, each called ``{trainset}/guards/{method}/fold{fold}.json``.
+
+    Returns:
+        At most one tuple of title, columns and rows.
+    """
+    rows = []
+    for path in map(Path, rules):
+        found = read_rule(path)
+        limits, ratio = found.rule, found.rule.area_ratio
+        values = [
+            limits.min_iou,
+            None if ratio is None else f"{ratio[0]:g} to {ratio[1]:g}",
+            limits.max_components,
+            limits.band,
+        ]
+        rows.append(
+            [
+                path.parents[2].name,
+                path.parent.name,
+                path.stem.removeprefix("fold"),
+                *("off" if value is None else str(value) for value in values),
+                *("–" if dice is None else fixed(dice, 3) for dice in (found.dice_off, found.dice)),
+                str(found.cases),
+            ]
+        )
+    if not rows:
+        return []
+    columns = ["Trained on", "Method", "Fold", "Least IoU", "Area ratio", "Components", "Band"]
+    columns += ["Val. Dice without", "With", "Cases"]
+    return [("What guards go by, chosen on validation", columns, sorted(rows))]

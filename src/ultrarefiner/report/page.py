@@ -19,6 +19,7 @@ from ultrarefiner.io import read_json, write_text
 from ultrarefiner.models.cards import read_card
 from ultrarefiner.report.book import Data, make_book, read_data
 from ultrarefiner.report.cautions import by_image, caution
+from ultrarefiner.report.end_to_end import guard_tables
 from ultrarefiner.report.findings import find
 from ultrarefiner.report.finetuning import describe_sheet
 from ultrarefiner.report.making import (
@@ -57,6 +58,7 @@ def write_report(
     overlaps: str | Path | None = None,
     points: Sequence[str | Path] | str | Path | None = None,
     failures: Sequence[str | Path] = (),
+    guards: Sequence[str | Path] = (),
 ) -> None:
     """Write the report of a study as one HTML file.
 
@@ -81,6 +83,7 @@ def write_report(
         points: ``points.csv``, if points were analysed.
         failures: Sheets of simulated failures that `ultrarefiner.report.contact_sheet` drew, each
             called ``failures-{refiner}.png``.
+        guards: Rules that guards go by (JSON).
 
     Raises:
         UltraRefinerError: An input is absent or damaged; the message names it.
@@ -127,7 +130,7 @@ def write_report(
             sheets=_sheets(failures, config),
             commands=commands(provenance),
             cards=sorted_cards(models),
-            behind=source_tables(models),
+            behind=source_tables(models) + guard_tables(guards),
             provenance=describe_provenance(provenance),
             config=config_yaml(config),
             by_image=by_image(provenance),

@@ -83,3 +83,13 @@ def _check_guarded(config: StudyConfig) -> Iterator[str]:
                 f"compare.guarded: {name} prompts from the truth, which no guard should see; remove "
                 "it"
             )
+        elif _on_all(config, name.partition("-")[0]):
+            yield (
+                f"compare.guarded: the refiner of {name} is finetuned on all folds, so no validation "
+                "case is left to choose a guard on; remove it, or set `on: fold`"
+            )
+
+
+def _on_all(config: StudyConfig, refiner: str) -> bool:
+    row = config.refiners.get(refiner)
+    return row is not None and row.finetune is not None and row.finetune.on == "all"

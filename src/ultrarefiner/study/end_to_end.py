@@ -89,17 +89,22 @@ class EndToEndMethods:
         return [f"{folder}/fold{fold}.json" for fold in folds]
 
     def guard_models(self, trainset: str, method: str, fold: int | str) -> list[str]:
-        """Return the trained models that choosing the guard of a method needs."""
-        names = [self.fallback(method)]
+        """Return the files of the models that choosing the guard of a method needs."""
+        names, others = [self.fallback(method)], []
         if method in self.names:
             names.append(method)
-        elif self.finetuning.of(refiner := method.partition("-")[0]) is not None:
-            names.append(refiner)
-        return [
+        else:
+            refiner = method.partition("-")[0]
+            if self.finetuning.of(refiner) is not None:
+                names.append(refiner)
+            else:
+                others.append(planned_file(self.config.refiners[refiner].weights))
+        trained = [
             self.finetuning.file(Fitted(trainset, name, f"fold{fold}"), file)
             for name in names
             for file in ("model.safetensors", "card.json")
         ]
+        return [*trained, *(file for file in others if file)]
 
     def asked(self, method: str) -> dict[str, Any]:
         """Return how a guarded method prompts; what its models are, its inputs say."""

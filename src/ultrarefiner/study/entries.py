@@ -90,3 +90,13 @@ def history_entries(study: Study) -> list[dict[str, Any]]:
         {"dataset": one.trainset, "model": one.name, "fold": one.fold, "path": path}
         for one, path in zip(study.models, model_files(study, "history.csv"), strict=True)
     ]
+
+
+def guard_rules(study: Study) -> list[str]:
+    """Return the rules by which the methods of a study are guarded."""
+    rules = set()
+    for one in study.shelf:
+        if one.method.guarded:
+            method, at = one.method, one.method.at
+            rules |= set(study.end_to_end.guards(one.dataset, method.unguarded, at, one.part))
+    return sorted(rules)

@@ -48,8 +48,8 @@ class Method:
 
     @property
     def unguarded(self) -> str:
-        """The name without its guard."""
-        return self.base.removesuffix("-guarded") + self.at
+        """The base without its guard."""
+        return self.base.removesuffix("-guarded")
 
     @property
     def name(self) -> str:
