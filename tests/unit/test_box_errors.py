@@ -23,8 +23,8 @@ from ultrarefiner.training.box_errors import (
     read_box_errors,
 )
 from ultrarefiner.training.checkpoint import load_model
+from ultrarefiner.training.coarse_segmenter import predict
 from ultrarefiner.training.data import CoarseData
-from ultrarefiner.training.prediction import predict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

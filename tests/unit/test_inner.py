@@ -15,9 +15,9 @@ from ultrarefiner.datasets.splits import read_split, split_folds
 from ultrarefiner.errors import LeakError, SplitError, UltraRefinerError
 from ultrarefiner.io import read_rows, write_rows
 from ultrarefiner.training.checkpoint import load_model
+from ultrarefiner.training.coarse_segmenter import predict
 from ultrarefiner.training.data import CoarseData
 from ultrarefiner.training.inner import PredictionSource, predict_inner, read_inner_predictions
-from ultrarefiner.training.prediction import predict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COLUMNS = ["case", "group", "fold", "role"]

@@ -170,7 +170,7 @@ def test_a_damaged_folder_is_refused_and_keeps_its_export(run, tmp_path):
 
 def test_of_a_model_trained_end_to_end_both_parts_are_exported(run, tmp_path):
     bundle = bundle_of_run(run / "results", "tiny", "joint-guarded", fold=0)
-    write_bundle(bundle, tmp_path / "method", onnx=True)
+    write_bundle(bundle, tmp_path / "method", export_folder_onnx)
     made = tmp_path / "method" / "onnx"
     networks = Networks(made)
     parts = {"joint-fold0", "joint-encoder", "joint-fold0-decoder"}

@@ -15,14 +15,9 @@ from ultrarefiner.io import file_sha256, read_json, write_json
 from ultrarefiner.models import build_model
 from ultrarefiner.models.cards import read_card, read_threshold
 from ultrarefiner.training.checkpoint import load_model, save_weights
-from ultrarefiner.training.data import CoarseData, resize_label
-from ultrarefiner.training.prediction import (
-    GRID,
-    choose_threshold,
-    enlarge,
-    predict,
-    predict_coarse,
-)
+from ultrarefiner.training.coarse_segmenter import predict
+from ultrarefiner.training.data import CoarseData, enlarge, resize_label
+from ultrarefiner.training.prediction import GRID, choose_threshold, predict_coarse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,7 +21,7 @@ from ultrarefiner.deploy.runs import (
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.io import atomic_directory, file_sha256, read_json, write_json, write_text
 from ultrarefiner.models.cards import CARD
-from ultrarefiner.training.segmenter import REFINER
+from ultrarefiner.training.segmented import REFINER
 
 __all__ = [
     "Bundle",
@@ -78,13 +79,16 @@ def read_bundle(folder: str | Path) -> Bundle:
     return bundle
 
 
-def write_bundle(bundle: Bundle, folder: str | Path, onnx: bool = False) -> Bundle:
+def write_bundle(
+    bundle: Bundle, folder: str | Path, networks: Callable[[Path], object] | None = None
+) -> Bundle:
     """Pack a method as one folder: its files, how to use them, and on whose terms.
 
     Args:
         bundle: The method.
         folder: Folder to make; whole or not at all.
-        onnx: Write the networks as ONNX files too.
+        networks: Writes the networks into the folder in other forms, as
+            ``onnx.export_folder_onnx`` does; None: they are packed as they are.
 
     Returns:
         The bundle that the folder holds.
@@ -101,11 +105,9 @@ def write_bundle(bundle: Bundle, folder: str | Path, onnx: bool = False) -> Bund
         packed = packed.model_copy(update={"preprocessing": preprocessing(packed)})
         write_json(made / METHOD, packed.model_dump(mode="json"))
         write_text(made / "LICENCE.md", licence_text(packed))
-        write_text(made / "README.md", readme_text(packed, onnx))
-        if onnx:
-            from ultrarefiner.deploy.onnx import export_folder_onnx
-
-            export_folder_onnx(made)
+        write_text(made / "README.md", readme_text(packed, networks is not None))
+        if networks is not None:
+            networks(made)
     return packed.model_copy(update={"root": folder})
 
 

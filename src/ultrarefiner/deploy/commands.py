@@ -102,7 +102,10 @@ def export(
     _refuse("--run", {"--family": family, "--layout": layout})
     from ultrarefiner.deploy.bundle import write_bundle
 
-    bundle = write_bundle(_of_run(results, run, method, trainset, fold), output, onnx)
+    networks = None
+    if onnx:
+        from ultrarefiner.deploy.onnx import export_folder_onnx as networks
+    bundle = write_bundle(_of_run(results, run, method, trainset, fold), output, networks)
     folds = ", ".join(map(str, bundle.folds))
     typer.echo(f"{output}: {bundle.method}, trained on {bundle.trainset}, folds {folds}")
     typer.echo(f"Terms of use: {output}/LICENCE.md")

@@ -11,7 +11,7 @@ from pydantic import Field
 from ultrarefiner.config import PromptConfig, Section
 from ultrarefiner.errors import ConfigError
 from ultrarefiner.io import json_sha256
-from ultrarefiner.training.segmenter import THRESHOLD
+from ultrarefiner.training.segmented import THRESHOLD
 
 FORMAT = 1
 

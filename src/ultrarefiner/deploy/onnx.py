@@ -34,7 +34,7 @@ from ultrarefiner.models.lora import merge_lora
 from ultrarefiner.models.sam import load_sam
 from ultrarefiner.models.weights import locate_weights
 from ultrarefiner.training.checkpoint import load_model, load_strictly, load_weights
-from ultrarefiner.training.segmenter import END_TO_END
+from ultrarefiner.training.segmented import END_TO_END
 
 _COARSE = "coarse."  # how the names of the coarse part begin in a model trained end to end
 _DECODER_INPUTS = ("embedding", "point_coords", "point_labels", "mask_input", "has_mask_input")

@@ -21,13 +21,8 @@ from ultrarefiner.refine.crop import cut_window, refine_in_window
 from ultrarefiner.refine.guard import REJECTED as GUARD_REJECTED
 from ultrarefiner.refine.guard import GuardRule, guard_mask, joint_rule
 from ultrarefiner.refine.guard_jobs import read_rule
-from ultrarefiner.training.segmenter import (
-    THRESHOLD,
-    Segmented,
-    Segmenter,
-    mask_of,
-    open_segmenter,
-)
+from ultrarefiner.training.segmented import THRESHOLD, Segmented, Segmenter, mask_of
+from ultrarefiner.training.segmenter import open_segmenter
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from ultrarefiner.refine.guard_jobs import read_rule
 from ultrarefiner.registry import unknown_name
 from ultrarefiner.study.methods import Method, base_methods, trainsets
 from ultrarefiner.study.naming import refiner_options, trained_options
-from ultrarefiner.training.segmenter import END_TO_END, REFINER
+from ultrarefiner.training.segmented import END_TO_END, REFINER
 
 STUDY = "study.json"
 """What a finished run says of itself, in its folder."""

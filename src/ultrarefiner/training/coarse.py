@@ -23,6 +23,7 @@ from ultrarefiner.models.weights_record import checked_sha256
 from ultrarefiner.runtime import choose_device, seed_everything
 from ultrarefiner.training import console
 from ultrarefiner.training.checkpoint import licences, save_weights, versions
+from ultrarefiner.training.coarse_segmenter import predict
 from ultrarefiner.training.counts import confusion_counts, mean_measures
 from ultrarefiner.training.data import (
     CoarseData,
@@ -31,11 +32,11 @@ from ultrarefiner.training.data import (
     TrainingBatches,
     as_input,
 )
-from ultrarefiner.training.engine import EngineSettings, fit, settings_of
+from ultrarefiner.training.engine import fit
 from ultrarefiner.training.history import FitResult
 from ultrarefiner.training.losses import coarse_loss, deep_supervision_loss, list_outputs
-from ultrarefiner.training.prediction import predict
 from ultrarefiner.training.resume import ResumeFolder
+from ultrarefiner.training.settings import EngineSettings, settings_of
 from ultrarefiner.training.signals import Check
 
 log = logging.getLogger(__name__)

@@ -44,12 +44,13 @@ from ultrarefiner.training.end_to_end_task import (
     EndToEndTask,
     plan_stages,
 )
-from ultrarefiner.training.engine import EngineSettings, fit, settings_of
+from ultrarefiner.training.engine import fit
 from ultrarefiner.training.features import Features
 from ultrarefiner.training.history import FitResult
 from ultrarefiner.training.plan import Stage
 from ultrarefiner.training.resume import ResumeFolder
-from ultrarefiner.training.segmenter import END_TO_END
+from ultrarefiner.training.segmented import END_TO_END
+from ultrarefiner.training.settings import EngineSettings, settings_of
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from ultrarefiner.training.checkpoint import load_strictly, load_weights
 from ultrarefiner.training.end_to_end_model import EndToEnd
 from ultrarefiner.training.end_to_end_task import conclude, make_sample
 from ultrarefiner.training.features import Features
-from ultrarefiner.training.segmenter import REFINER, Segmented
+from ultrarefiner.training.segmented import REFINER, Segmented
 
 
 class EndToEndSegmenter:

@@ -31,7 +31,7 @@ from ultrarefiner.training.end_to_end_model import (
 from ultrarefiner.training.features import Features, Pixels
 from ultrarefiner.training.losses import end_to_end_loss
 from ultrarefiner.training.plan import Stage
-from ultrarefiner.training.segmenter import Segmented
+from ultrarefiner.training.segmented import Segmented
 from ultrarefiner.training.signals import Check
 
 _SAM_PARTS = {

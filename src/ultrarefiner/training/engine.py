@@ -10,9 +10,8 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -20,7 +19,6 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import nn
 from tqdm import tqdm
 
-from ultrarefiner.config import Section
 from ultrarefiner.errors import ConfigError, UltraRefinerError
 from ultrarefiner.io import item_seed
 from ultrarefiner.runtime import choose_device, seed_everything
@@ -28,6 +26,7 @@ from ultrarefiner.training import console
 from ultrarefiner.training.history import FitResult, add_scalars, open_events, write_history
 from ultrarefiner.training.plan import Stage, one_stage, open_stages, stage_rates
 from ultrarefiner.training.resume import ResumeFolder
+from ultrarefiner.training.settings import EngineSettings
 from ultrarefiner.training.signals import Check, stop_on_signal
 
 log = logging.getLogger(__name__)
@@ -56,56 +55,6 @@ class Task(Protocol):
 
     def validate(self, check: Check) -> dict[str, float]:
         """Return the validation metrics of the model; call ``check`` between batches."""
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How to train; fields of the same name in ``CoarseConfig`` or ``FinetuneConfig`` say more.
-
-    Attributes:
-        selection: The validation metric whose highest value chooses the model; of equal ones the
-            earliest epoch wins.
-        keep_start: Validate before training too; the model stays as it was if no epoch is better.
-        drop_limit: A validation metric and how far it may fall below its value before training;
-            when it has fallen further, that epoch is not chosen and training ends. Needs
-            ``keep_start``.
-        tensorboard: Folder for TensorBoard events; ``None``: none are written.
-    """
-
-    epochs: int
-    lr: float
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    power: float = 0.9
-    schedule: Literal["poly", "cosine"] = "poly"
-    warmup: float = 0.0
-    grad_clip: float | None = None
-    accumulate: int = 1
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
-    validate_every: int = 1
-    seed: int = 42
-    device: str = "auto"
-    selection: str = "dice"
-    keep_start: bool = False
-    drop_limit: tuple[str, float] | None = None
-    tensorboard: Path | None = None
-
-
-def settings_of(config: Section, folder: Path, device: str, **own: Any) -> EngineSettings:
-    """Return the settings that a config asks for by fields of the same names.
-
-    Args:
-        config: A section with ``epochs``, ``tensorboard`` and others of ``EngineSettings``.
-        folder: Where the model will be; events go to ``tensorboard/`` in it.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        own: Settings that are no fields of the config.
-    """
-    names = {field.name for field in fields(EngineSettings)} & set(type(config).model_fields)
-    shared = {name: getattr(config, name) for name in names - {"tensorboard"}}
-    events = folder / "tensorboard" if config.tensorboard else None
-    return EngineSettings(**shared, **own, device=device, tensorboard=events)
 
 
 def set_train_mode(model: nn.Module) -> None:

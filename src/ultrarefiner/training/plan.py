@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.training.schedules import learning_rate
-
-if TYPE_CHECKING:
-    from ultrarefiner.training.engine import EngineSettings
+from ultrarefiner.training.settings import EngineSettings
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,7 +36,6 @@ from ultrarefiner.training.checkpoint import licences, versions
 from ultrarefiner.training.crop_items import ROLES as CROP_ROLES
 from ultrarefiner.training.crop_items import CropItem, read_crops
 from ultrarefiner.training.data import Prepared, PreparedCases
-from ultrarefiner.training.engine import EngineSettings, settings_of
 from ultrarefiner.training.failures import read_failures
 from ultrarefiner.training.features import Features, Pixels
 from ultrarefiner.training.history import FitResult
@@ -44,6 +43,7 @@ from ultrarefiner.training.inner import PredictionSource, read_inner_predictions
 from ultrarefiner.training.refiner_items import Items
 from ultrarefiner.training.refiner_task import RefinerTask
 from ultrarefiner.training.resume import ResumeFolder
+from ultrarefiner.training.settings import EngineSettings, settings_of
 
 log = logging.getLogger(__name__)
 

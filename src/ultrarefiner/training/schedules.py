@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ultrarefiner.training.engine import EngineSettings
+from ultrarefiner.training.settings import EngineSettings
 
 _FLOOR = 0.01  # share of the base at which the cosine ends
 
