@@ -29,14 +29,15 @@ def test_the_demo_refines_what_is_worth_refining(tmp_path):
     }
     for dataset in ("busi", "busbra"):
         assert means[dataset, "transunet"] >= 0.65
-        for method in ("grabcut-mask", "repaired-mask"):
+        for method in ("grabcut-mask", "repaired-mask", "end_to_end", "end_to_end-guarded"):
             assert means[dataset, method] > means[dataset, "transunet"]
     compared = [
         row for row in table(tmp_path, "demo", "comparisons.csv") if row["metric"] == "dice"
     ]
     methods = {row["method"] for row in compared}
     refined = {"grabcut-mask", "grabcut-oracle_mask", "repaired-mask"}
-    assert methods == {"transunet-tuned", *refined}
+    joint = {f"end_to_end{suffix}" for suffix in ("", "-coarse", "-guarded", "-tuned")}
+    assert methods == {"transunet-tuned", *refined, *joint}
     for row in compared:
         if row["method"] in refined:
             assert float(row["ci_low"]) > 0
