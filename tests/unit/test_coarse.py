@@ -21,7 +21,7 @@ from ultrarefiner.training.data import (
     batch_sizes,
     resize_image,
 )
-from ultrarefiner.training.engine import settings_of
+from ultrarefiner.training.settings import settings_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
