@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from ultrarefiner.deploy.guarding import choose_guard
-
 from ultrarefiner.jobs import job
 
 with job(snakemake):
