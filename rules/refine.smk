@@ -66,6 +66,9 @@ rule refine_masks:
         "results/{run}/logs/refine_masks/{dataset}/{refiner}-{prompt}{at}/{part}.log",
     benchmark:
         "results/{run}/benchmarks/refine_masks/{dataset}/{refiner}-{prompt}{at}/{part}.tsv"
+    wildcard_constraints:
+        # No single model of a refiner that is finetuned on each fold refines what is of no fold.
+        refiner=rf"(?!(?:{any_of(STUDY.finetuning.each_fold)})-[^/]+/(?:holdout|unseen)-mean)(?:{any_of(CFG.refiners)})",
     threads: lambda wildcards: 4 if STUDY.embeddings_of(wildcards.refiner) else 1
     resources:
         gpu=lambda wildcards: GPU if STUDY.embeddings_of(wildcards.refiner) else 0,
@@ -112,7 +115,3 @@ rule ensemble_refined:
         "Let the models of all folds of {wildcards.refiner} decide on {wildcards.dataset}: {wildcards.prompt}{wildcards.at}"
     script:
         "../workflow/scripts/ensemble_refined.py"
-
-
-# No single model of a refiner that is finetuned on each fold refines what is of no fold.
-ruleorder: ensemble_refined > refine_masks

@@ -109,6 +109,7 @@ def elsewhere(tmp_path_factory):
 
 def test_models_of_all_folds_and_of_unions_plan(elsewhere):
     output = run_snakemake(elsewhere, "--dry-run")
+    assert "Error" not in output
     jobs = planned(output)
     # Three training sets: two refiners of all folds, one of each of two folds.
     assert jobs["train_refiner"] == 3 * (2 + 2)
