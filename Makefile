@@ -4,17 +4,21 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CORES  ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 STAMP  := $(VENV)/.installed
+# Where Snakemake looks for profiles.
+PROFILES := $(or $(XDG_CONFIG_HOME),$(HOME)/.config)/snakemake
 
-.PHONY: help install demo test slow lint format bench generate clean
+.PHONY: help install install-profile demo test slow slurm lint format bench generate clean
 
 help:
 	@echo "make install   .venv with the package and its tools"
 	@echo "make demo      a whole study on synthetic images, in minutes"
 	@echo "make test      the tests"
 	@echo "make slow      the tests that take minutes"
+	@echo "make slurm     all tests on a local Slurm, what goes wrong on clusters among them (root, Debian)"
 	@echo "make lint      ruff, snakefmt, snakemake --lint"
 	@echo "make bench     side-by-side ratios"
 	@echo "make generate  config schema and table, from the config models"
+	@echo "make install-profile   --profile slurm from every folder, not only the checkout"
 
 install: $(STAMP)
 
@@ -33,7 +37,11 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --ignore tests/slurm
+
+# -s: each test prints what its user would see.
+slurm: $(STAMP)
+	$(BIN)/python -m pytest -s -m "slow or not slow" tests/slurm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -51,6 +59,12 @@ bench: $(STAMP)
 
 generate: $(STAMP)
 	$(BIN)/ultrarefiner generate
+
+install-profile:
+	mkdir -p $(PROFILES)
+	test ! -e $(PROFILES)/slurm -o -L $(PROFILES)/slurm || { echo "$(PROFILES)/slurm is there and no link; move it away"; exit 1; }
+	ln -sfn $(CURDIR)/profiles/slurm $(PROFILES)/slurm
+	@echo "snakemake --profile slurm now works in every folder"
 
 clean:
 	rm -rf $(VENV) results/demo .snakemake

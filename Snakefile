@@ -28,11 +28,14 @@ include: "rules/report.smk"
 
 onstart:
     require_files(STUDY)
+    tell_of_other_code()
+    write_json(RECORD, {"format": 1, "config": study_dump()})
 
 
 rule all:
     default_target: True
     input:
+        unfinished,
         f"results/{RUN}/study.json",
         f"results/{RUN}/report/report.html",
         f"results/{RUN}/report/scores.csv",

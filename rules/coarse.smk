@@ -1,12 +1,10 @@
 rule train_coarse:
     input:
+        code=code_of("train_coarse"),
         cases=trained_files("cases.csv"),
         npz=trained_files("npz"),
         splits="results/{run}/{trainset}/splits.csv",
         pretrained=pretrained_weights,
-        # No training begins before every dataset was read and compared with the others; one more
-        # dataset is no reason to train again.
-        overlaps=ancient("results/{run}/overlaps.csv"),
     output:
         model="results/{run}/{trainset}/models/{coarse}/fold{fold}/model.safetensors",
         card="results/{run}/{trainset}/models/{coarse}/fold{fold}/card.json",
@@ -21,7 +19,14 @@ rule train_coarse:
         lambda wildcards: CFG.coarse[wildcards.coarse].threads
         + CFG.coarse[wildcards.coarse].workers
     resources:
-        gpu=GPU,
+        # Of all nodes together; on a machine without GPUs there are as many processes all the same.
+        gpu=lambda wildcards: GPU
+        * CFG.coarse[wildcards.coarse].gpu
+        * CFG.coarse[wildcards.coarse].nodes,
+        processes=lambda wildcards: CFG.coarse[wildcards.coarse].gpu,
+        nodes=lambda wildcards: CFG.coarse[wildcards.coarse].nodes,
+        # For several nodes the job starts srun itself, which the key alone (not its value) permits.
+        mpi=lambda wildcards: "" if CFG.coarse[wildcards.coarse].nodes > 1 else None,
         workers=lambda wildcards: CFG.coarse[wildcards.coarse].workers,
         tensorboard=lambda wildcards: int(CFG.coarse[wildcards.coarse].tensorboard),
     params:
@@ -37,6 +42,7 @@ rule train_coarse:
 
 rule choose_threshold:
     input:
+        code=code_of("choose_threshold"),
         model="results/{run}/{trainset}/models/{coarse}/fold{fold}/model.safetensors",
         card="results/{run}/{trainset}/models/{coarse}/fold{fold}/card.json",
         cases=trained_files("cases.csv"),
@@ -65,6 +71,7 @@ rule choose_threshold:
 
 rule predict_coarse:
     input:
+        code=code_of("predict_coarse"),
         model=model_file("model.safetensors"),
         card=model_file("card.json"),
         threshold=model_file("threshold.json"),
@@ -99,6 +106,7 @@ rule predict_coarse:
 
 rule ensemble_masks:
     input:
+        code=code_of("ensemble_masks"),
         probabilities=member_folders("probabilities"),
         masks=member_folders("masks"),
         cards=member_files("card.json"),

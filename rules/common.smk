@@ -2,11 +2,17 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
-from ultrarefiner.errors import ConfigError
+from ultrarefiner.artefacts import unfinished_outputs
+from ultrarefiner.code import ALL, made_by_other_code, write_fingerprints
+from ultrarefiner.code import FOLDER as CODE
+from ultrarefiner.errors import ConfigError, UltraRefinerError
+from ultrarefiner.io import write_json
 from ultrarefiner.models.weights import absent_files, name_of_file
 from ultrarefiner.datasets.parts import parse_part
 from ultrarefiner.study import (
@@ -30,18 +36,29 @@ if STUDY.blocked_result():
 
 CFG = STUDY.config
 RUN = CFG.run
+RECORD = Path(f".snakemake/study/{RUN}.json")
 COARSE = STUDY.coarse
 SHELF = {(one.dataset, one.method.name, one.part.name): one for one in STUDY.shelf}
 PARTS = sorted({part for *_, part in SHELF} | {"holdout", "unseen"})
 GPU = 0 if CFG.device == "cpu" else 1
 SHELF_MB = max(1, round(CFG.embeddings.limit_gb * 1000))
-LISTINGS = {name: folder_listing(row.root) for name, row in CFG.datasets.items()}
+# Walked once, and only where a job asks: the processes of other jobs open no raw file.
+LISTING = cache(folder_listing)
 # Digests, so that another file in the place of one's own weights reruns their jobs.
 OWN_WEIGHTS = {name: own_weights(row.weights) for name, row in CFG.refiners.items()}
 OWN_STARTS = {
     name: None if row.init == "random" else own_weights(row.pretrained)
     for name, row in CFG.coarse.items()
 }
+
+# The processes of jobs parse this file too; their code was looked at when they were planned.
+if workflow.is_main_process:
+    try:
+        write_fingerprints(
+            Path(workflow.current_basedir.path).parent / "workflow/scripts"
+        )
+    except UltraRefinerError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def any_of(names):
@@ -69,6 +86,32 @@ wildcard_constraints:
     view=any_of(STUDY.views),
 
 
+def code_of(rule):
+    """Return the file with the fingerprint of the code that a rule runs; old enough, if asked."""
+    path = str(CODE / rule)
+    # The same input in every mode, so that going from one to another reruns nothing.
+    return path if CFG.rerun_on_code_change is True else ancient(path)
+
+
+def code_of_all():
+    """Return the file that changes with the code of any rule, so that the report tells of it."""
+    path = str(CODE / ALL)
+    return ancient(path) if CFG.rerun_on_code_change is False else path
+
+
+def tell_of_other_code():
+    """Say how many finished results other code made, if the study does not say what to do."""
+    if CFG.rerun_on_code_change != "warn":
+        return
+    counts = made_by_other_code(Path("results") / RUN).changed
+    if counts:
+        named = ", ".join(f"{rule} {count}" for rule, count in counts.items())
+        logger.warning(
+            f"Finished results that older code made: {named}. Set rerun_on_code_change: true to "
+            "make them again."
+        )
+
+
 def raw_input(wildcards):
     """Return the phantom folder of a synthetic dataset; a real one is no file of the workflow."""
     if CFG.datasets[wildcards.dataset].phantom is None:
@@ -83,7 +126,7 @@ def raw_root(wildcards):
 
 def raw_listing(wildcards):
     """Return a digest of a real dataset's files, so that changed files rerun its jobs."""
-    return LISTINGS[wildcards.dataset]
+    return LISTING(CFG.datasets[wildcards.dataset].root)
 
 
 def study_dump():
@@ -152,7 +195,7 @@ def full_index(wildcards):
     """Return the indices of full images that an embedding job waits for, as it may share files."""
     view, part = STUDY.views[wildcards.view], parse_part(wildcards.part)
     at, name = wildcards.at, wildcards.weights
-    return ancient(STUDY.shared_indices(name, view, wildcards.dataset, at, part))
+    return STUDY.shared_indices(name, view, wildcards.dataset, at, part)
 
 
 def study_weights(wildcards):
@@ -333,3 +376,11 @@ def curation_input(wildcards):
 def each_dataset(pattern):
     """Return one path for each dataset of the study; {run} stays a wildcard."""
     return expand(pattern, dataset=list(CFG.datasets), allow_missing=True)
+
+
+def unfinished(wildcards):
+    """Return what jobs began to make and did not finish; Snakemake may not miss it."""
+    paths = unfinished_outputs(f"results/{RUN}")
+    return [
+        path for path in paths if any(one.is_producer(path) for one in workflow.rules)
+    ]

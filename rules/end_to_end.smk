@@ -1,5 +1,6 @@
 rule train_end_to_end:
     input:
+        code=code_of("train_end_to_end"),
         cases=trained_files("cases.csv"),
         npz=trained_files("npz"),
         splits="results/{run}/{trainset}/splits.csv",
@@ -16,8 +17,6 @@ rule train_end_to_end:
             wildcards.trainset, wildcards.coarse, wildcards.fold, "card.json"
         )
         or [],
-        # As in train_coarse and train_refiner.
-        overlaps=ancient("results/{run}/overlaps.csv"),
         embeddings=lambda wildcards: STUDY.joint_indices(
             wildcards.trainset, wildcards.coarse, f"fold{wildcards.fold}"
         ),
@@ -34,7 +33,13 @@ rule train_end_to_end:
         coarse=any_of(STUDY.end_to_end.names),
     threads: lambda wildcards: predicting(wildcards).threads
     resources:
-        gpu=GPU,
+        # As in train_coarse.
+        gpu=lambda wildcards: GPU
+        * predicting(wildcards).gpu
+        * predicting(wildcards).nodes,
+        processes=lambda wildcards: predicting(wildcards).gpu,
+        nodes=lambda wildcards: predicting(wildcards).nodes,
+        mpi=lambda wildcards: "" if predicting(wildcards).nodes > 1 else None,
         tensorboard=lambda wildcards: int(predicting(wildcards).tensorboard),
         shelf=CFG.embeddings.folder,
         shelf_mb=SHELF_MB,
@@ -52,6 +57,7 @@ rule train_end_to_end:
 
 rule predict_end_to_end:
     input:
+        code=code_of("predict_end_to_end"),
         model=model_file("model.safetensors"),
         refiner=model_file("refiner.safetensors"),
         card=model_file("card.json"),
@@ -90,7 +96,7 @@ rule predict_end_to_end:
 
 rule choose_guard:
     input:
-        study=ancient("results/{run}/study.json"),
+        code=code_of("choose_guard"),
         models=lambda wildcards: STUDY.end_to_end.guard_models(
             wildcards.trainset, wildcards.method, wildcards.fold
         ),
@@ -110,6 +116,8 @@ rule choose_guard:
         gpu=GPU,
     params:
         guard=CFG.guard.model_dump(mode="json"),
+        # A path that stays the same: what the choice depends on stands in the other params.
+        study=str(RECORD),
         reference=lambda wildcards: STUDY.end_to_end.fallback(wildcards.method),
         asked=lambda wildcards: STUDY.end_to_end.asked(wildcards.method),
         device=CFG.device,
@@ -121,6 +129,7 @@ rule choose_guard:
 
 rule guard_masks:
     input:
+        code=code_of("guard_masks"),
         rules=lambda wildcards: STUDY.end_to_end.guards(
             wildcards.dataset,
             wildcards.method,

@@ -1,5 +1,6 @@
 rule score_masks:
     input:
+        code=code_of("score_masks"),
         masks="results/{run}/{dataset}/masks/{method}/{part}",
         truth="results/{run}/{dataset}/prepared/masks",
         cases="results/{run}/{dataset}/prepared/cases.csv",
@@ -20,6 +21,7 @@ rule score_masks:
 
 rule measure_calibration:
     input:
+        code=code_of("measure_calibration"),
         truth="results/{run}/{dataset}/prepared/masks",
         predictions=calibration_inputs,
     output:
@@ -39,6 +41,7 @@ rule measure_calibration:
 
 rule collect_calibration:
     input:
+        code=code_of("collect_calibration"),
         tables=entries.calibration_tables(STUDY),
     output:
         calibration="results/{run}/report/calibration.csv",
@@ -46,6 +49,7 @@ rule collect_calibration:
         "results/{run}/logs/collect_calibration/all.log",
     benchmark:
         "results/{run}/benchmarks/collect_calibration/all.tsv"
+    localrule: True
     message:
         "Collect the calibration of every coarse model"
     script:
@@ -54,6 +58,7 @@ rule collect_calibration:
 
 rule summarise_scores:
     input:
+        code=code_of("summarise_scores"),
         tables=score_tables,
         overlaps="results/{run}/overlaps.csv",
     output:
@@ -67,6 +72,7 @@ rule summarise_scores:
         "results/{run}/logs/summarise_scores/all.log",
     benchmark:
         "results/{run}/benchmarks/summarise_scores/all.tsv"
+    localrule: True
     params:
         bootstrap=CFG.report.bootstrap,
         seed=CFG.report.seed,
@@ -78,6 +84,7 @@ rule summarise_scores:
 
 rule compare_methods:
     input:
+        code=code_of("compare_methods"),
         scores="results/{run}/report/scores.csv",
     output:
         comparisons=report(
@@ -89,6 +96,7 @@ rule compare_methods:
         "results/{run}/logs/compare_methods/all.log",
     benchmark:
         "results/{run}/benchmarks/compare_methods/all.tsv"
+    localrule: True
     params:
         reference=STUDY.reference,
         bootstrap=CFG.report.bootstrap,
@@ -101,6 +109,7 @@ rule compare_methods:
 
 rule measure_gap:
     input:
+        code=code_of("measure_gap"),
         scores="results/{run}/report/scores.csv",
     output:
         oracle_gap="results/{run}/report/oracle_gap.csv",
@@ -108,6 +117,7 @@ rule measure_gap:
         "results/{run}/logs/measure_gap/all.log",
     benchmark:
         "results/{run}/benchmarks/measure_gap/all.tsv"
+    localrule: True
     params:
         pairs=STUDY.oracle_pairs,
         reference=STUDY.reference,

@@ -1,5 +1,6 @@
 rule split_inner:
     input:
+        code=code_of("split_inner"),
         splits="results/{run}/{trainset}/splits.csv",
         overlaps=lambda wildcards: STUDY.finetuning.overlaps(wildcards.trainset) or [],
     output:
@@ -8,6 +9,7 @@ rule split_inner:
         "results/{run}/logs/split_inner/{trainset}/fold{fold}.log",
     benchmark:
         "results/{run}/benchmarks/split_inner/{trainset}/fold{fold}.tsv"
+    localrule: True
     params:
         folds=STUDY.finetuning.inner_folds,
         seed=CFG.splits.seed,
@@ -20,12 +22,11 @@ rule split_inner:
 
 rule train_inner:
     input:
+        code=code_of("train_inner"),
         cases=trained_files("cases.csv"),
         npz=trained_files("npz"),
         splits="results/{run}/{trainset}/inner/fold{fold}/splits.csv",
         pretrained=pretrained_weights,
-        # As in train_coarse.
-        overlaps=ancient("results/{run}/overlaps.csv"),
     output:
         model="results/{run}/{trainset}/inner/fold{fold}/{coarse}/fold{inner}/model.safetensors",
         card="results/{run}/{trainset}/inner/fold{fold}/{coarse}/fold{inner}/card.json",
@@ -38,7 +39,13 @@ rule train_inner:
         lambda wildcards: CFG.coarse[wildcards.coarse].threads
         + CFG.coarse[wildcards.coarse].workers
     resources:
-        gpu=GPU,
+        # As in train_coarse.
+        gpu=lambda wildcards: GPU
+        * CFG.coarse[wildcards.coarse].gpu
+        * CFG.coarse[wildcards.coarse].nodes,
+        processes=lambda wildcards: CFG.coarse[wildcards.coarse].gpu,
+        nodes=lambda wildcards: CFG.coarse[wildcards.coarse].nodes,
+        mpi=lambda wildcards: "" if CFG.coarse[wildcards.coarse].nodes > 1 else None,
         workers=lambda wildcards: CFG.coarse[wildcards.coarse].workers,
         tensorboard=lambda wildcards: int(CFG.coarse[wildcards.coarse].tensorboard),
     params:
@@ -54,6 +61,7 @@ rule train_inner:
 
 rule predict_inner:
     input:
+        code=code_of("predict_inner"),
         model="results/{run}/{trainset}/inner/fold{fold}/{coarse}/fold{inner}/model.safetensors",
         card="results/{run}/{trainset}/inner/fold{fold}/{coarse}/fold{inner}/card.json",
         cases=trained_files("cases.csv"),
@@ -81,6 +89,7 @@ rule predict_inner:
 
 rule simulate_failures:
     input:
+        code=code_of("simulate_failures"),
         cases="results/{run}/{dataset}/prepared/cases.csv",
         npz="results/{run}/{dataset}/prepared/npz",
     output:
@@ -104,6 +113,7 @@ rule simulate_failures:
 
 rule measure_boxes:
     input:
+        code=code_of("measure_boxes"),
         model="results/{run}/{trainset}/models/{coarse}/fold{fold}/model.safetensors",
         card="results/{run}/{trainset}/models/{coarse}/fold{fold}/card.json",
         cases=trained_files("cases.csv"),
@@ -129,6 +139,7 @@ rule measure_boxes:
 
 rule crop_dataset:
     input:
+        code=code_of("crop_dataset"),
         cases=trained_files("cases.csv"),
         npz=trained_files("npz"),
         splits="results/{run}/{trainset}/splits.csv",
@@ -153,6 +164,7 @@ rule crop_dataset:
 
 rule train_refiner:
     input:
+        code=code_of("train_refiner"),
         cases=trained_files("cases.csv"),
         npz=trained_files("npz"),
         splits="results/{run}/{trainset}/splits.csv",
@@ -167,8 +179,6 @@ rule train_refiner:
         )
         or [],
         shared=lambda wildcards: STUDY.finetuning.overlaps(wildcards.trainset) or [],
-        # As in train_coarse.
-        overlaps=ancient("results/{run}/overlaps.csv"),
         # So that no image is encoded twice. Not ancient: Snakemake 9 does not look whether a job
         # below an ancient input has changed while that input is made anew.
         embeddings=lambda wildcards: STUDY.training_indices(
@@ -186,7 +196,15 @@ rule train_refiner:
         refiner=any_of(STUDY.finetuning.names),
     threads: lambda wildcards: STUDY.finetuning.of(wildcards.refiner).threads
     resources:
-        gpu=GPU,
+        # As in train_coarse.
+        gpu=lambda wildcards: GPU
+        * STUDY.finetuning.of(wildcards.refiner).gpu
+        * STUDY.finetuning.of(wildcards.refiner).nodes,
+        processes=lambda wildcards: STUDY.finetuning.of(wildcards.refiner).gpu,
+        nodes=lambda wildcards: STUDY.finetuning.of(wildcards.refiner).nodes,
+        mpi=lambda wildcards: (
+            "" if STUDY.finetuning.of(wildcards.refiner).nodes > 1 else None
+        ),
         tensorboard=lambda wildcards: int(
             STUDY.finetuning.of(wildcards.refiner).tensorboard
         ),
@@ -209,6 +227,7 @@ rule train_refiner:
 
 rule draw_failures:
     input:
+        code=code_of("draw_failures"),
         cases=f"results/{{run}}/{next(iter(STUDY.trainsets))}/prepared/cases.csv",
         npz=f"results/{{run}}/{next(iter(STUDY.trainsets))}/prepared/npz",
     output:
@@ -219,6 +238,7 @@ rule draw_failures:
         "results/{run}/benchmarks/draw_failures/{refiner}.tsv"
     wildcard_constraints:
         refiner=any_of(STUDY.finetuning.simulating),
+    localrule: True
     params:
         failures=lambda wildcards: STUDY.finetuning.simulation(wildcards.refiner),
     message:

@@ -1,5 +1,6 @@
 rule analyse_points:
     input:
+        code=code_of("analyse_points"),
         images="results/{run}/{dataset}/prepared/images",
         truth="results/{run}/{dataset}/prepared/masks",
         cases="results/{run}/{dataset}/prepared/cases.csv",
@@ -36,6 +37,7 @@ rule analyse_points:
 
 rule summarise_points:
     input:
+        code=code_of("summarise_points"),
         tables=point_tables,
     output:
         summary="results/{run}/report/points.csv",
@@ -43,6 +45,7 @@ rule summarise_points:
         "results/{run}/logs/summarise_points/all.log",
     benchmark:
         "results/{run}/benchmarks/summarise_points/all.tsv"
+    localrule: True
     params:
         bootstrap=CFG.report.bootstrap,
         seed=CFG.report.seed,

@@ -1,4 +1,6 @@
 rule write_phantom:
+    input:
+        code=code_of("write_phantom"),
     output:
         raw=directory("results/{run}/{dataset}/phantom"),
     log:
@@ -16,6 +18,7 @@ rule write_phantom:
 
 rule check_dataset:
     input:
+        code=code_of("check_dataset"),
         raw=raw_input,
         curation=curation_input,
     output:
@@ -40,6 +43,7 @@ rule check_dataset:
 
 rule prepare_dataset:
     input:
+        code=code_of("prepare_dataset"),
         raw=raw_input,
         curation=curation_input,
         report="results/{run}/{dataset}/check/report.json",
@@ -70,6 +74,7 @@ rule prepare_dataset:
 
 rule find_overlaps:
     input:
+        code=code_of("find_overlaps"),
         cases=each_dataset("results/{run}/{dataset}/prepared/cases.csv"),
     output:
         overlaps="results/{run}/overlaps.csv",
@@ -78,7 +83,10 @@ rule find_overlaps:
         "results/{run}/logs/find_overlaps/all.log",
     benchmark:
         "results/{run}/benchmarks/find_overlaps/all.tsv"
+    # Before any training. No training waits for it: one more dataset is no reason to train again, and of a job
+    # below an `ancient` input that is made anew Snakemake does not look whether it has changed itself.
     priority: 15
+    localrule: True
     resources:
         # No params: it decides what is refused, not what is written, and must not rerun the unions.
         tested=" ".join(STUDY.tested_unseen) or "none",
@@ -96,6 +104,7 @@ rule find_overlaps:
 
 rule split_folds:
     input:
+        code=code_of("split_folds"),
         cases="results/{run}/{dataset}/prepared/cases.csv",
         published_folds="results/{run}/{dataset}/prepared/published_folds.csv",
     output:
@@ -105,6 +114,7 @@ rule split_folds:
     benchmark:
         "results/{run}/benchmarks/split_folds/{dataset}.tsv"
     priority: 10
+    localrule: True
     params:
         splits=CFG.splits.recipe(),
         folds_from=lambda wildcards: CFG.datasets[wildcards.dataset].folds,
@@ -117,6 +127,7 @@ rule split_folds:
 
 rule join_splits:
     input:
+        code=code_of("join_splits"),
         splits=lambda wildcards: expand(
             "results/{run}/{dataset}/splits.csv",
             run=wildcards.run,
@@ -131,6 +142,7 @@ rule join_splits:
         "results/{run}/benchmarks/join_splits/{trainset}.tsv"
     wildcard_constraints:
         trainset=any_of(CFG.trainsets),
+    localrule: True
     params:
         members=lambda wildcards: STUDY.trainsets[wildcards.trainset],
     message:

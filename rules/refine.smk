@@ -1,5 +1,6 @@
 rule make_prompts:
     input:
+        code=code_of("make_prompts"),
         masks=prompt_masks,
         splits=part_table,
     output:
@@ -8,6 +9,7 @@ rule make_prompts:
         "results/{run}/logs/make_prompts/{dataset}/{coarse}{at}/{prompt}/{part}.log",
     benchmark:
         "results/{run}/benchmarks/make_prompts/{dataset}/{coarse}{at}/{prompt}/{part}.tsv"
+    localrule: True
     params:
         prompt=lambda wildcards: CFG.prompts[wildcards.prompt].model_dump(),
     message:
@@ -18,6 +20,7 @@ rule make_prompts:
 
 rule embed_images:
     input:
+        code=code_of("embed_images"),
         splits=part_table,
         images="results/{run}/{dataset}/prepared/images",
         masks=view_masks,
@@ -53,6 +56,7 @@ rule embed_images:
 
 rule refine_masks:
     input:
+        code=code_of("refine_masks"),
         prompts=f"results/{{run}}/{{dataset}}/prompts/{STUDY.reference}{{at}}/{{prompt}}/{{part}}.json",
         images="results/{run}/{dataset}/prepared/images",
         soft_masks=soft_masks,
@@ -89,6 +93,7 @@ rule refine_masks:
 
 rule ensemble_refined:
     input:
+        code=code_of("ensemble_refined"),
         masks=lambda wildcards: expand(
             "results/{{run}}/{{dataset}}/masks/{{refiner}}-{{prompt}}{{at}}/{{cases}}-fold{fold}",
             fold=STUDY.folds,

@@ -1,10 +1,13 @@
 rule record_study:
+    input:
+        code=code_of("record_study"),
     output:
         study="results/{run}/study.json",
     log:
         "results/{run}/logs/record_study/all.log",
     benchmark:
         "results/{run}/benchmarks/record_study/all.tsv"
+    localrule: True
     params:
         config=study_dump(),
     message:
@@ -15,6 +18,7 @@ rule record_study:
 
 rule plot_scores:
     input:
+        code=code_of("plot_scores"),
         scores="results/{run}/report/scores.csv",
         summary="results/{run}/report/summary.csv",
         calibration="results/{run}/report/calibration.csv",
@@ -30,6 +34,7 @@ rule plot_scores:
         "results/{run}/logs/plot_scores/all.log",
     benchmark:
         "results/{run}/benchmarks/plot_scores/all.tsv"
+    localrule: True
     params:
         histories=entries.history_entries(STUDY),
         reference=STUDY.reference,
@@ -41,6 +46,7 @@ rule plot_scores:
 
 rule draw_overlays:
     input:
+        code=code_of("draw_overlays"),
         scores="results/{run}/report/scores.csv",
         pictures=entries.overlay_inputs(STUDY),
     output:
@@ -49,6 +55,7 @@ rule draw_overlays:
         "results/{run}/logs/draw_overlays/all.log",
     benchmark:
         "results/{run}/benchmarks/draw_overlays/all.tsv"
+    localrule: True
     params:
         entries=entries.overlay_entries(STUDY),
         reference=STUDY.reference,
@@ -62,6 +69,7 @@ rule draw_overlays:
 
 rule write_tables:
     input:
+        code=code_of("write_tables"),
         scores="results/{run}/report/scores.csv",
         summary="results/{run}/report/summary.csv",
         comparisons="results/{run}/report/comparisons.csv",
@@ -75,6 +83,7 @@ rule write_tables:
         "results/{run}/logs/write_tables/all.log",
     benchmark:
         "results/{run}/benchmarks/write_tables/all.tsv"
+    localrule: True
     params:
         reference=STUDY.reference,
     message:
@@ -85,6 +94,8 @@ rule write_tables:
 
 rule write_report:
     input:
+        code=code_of("write_report"),
+        all_code=code_of_all(),
         scores="results/{run}/report/scores.csv",
         summary="results/{run}/report/summary.csv",
         comparisons="results/{run}/report/comparisons.csv",
@@ -116,6 +127,7 @@ rule write_report:
         "results/{run}/logs/write_report/all.log",
     benchmark:
         "results/{run}/benchmarks/write_report/all.tsv"
+    localrule: True
     params:
         head={
             "title": CFG.report.title,

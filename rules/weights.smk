@@ -2,6 +2,8 @@
 # would delete an output before making it again, and weights that somebody put there are not ours to
 # delete.
 rule fetch_weights:
+    input:
+        code=code_of("fetch_weights"),
     output:
         weights="resources/weights/{weights_file}",
     log:

@@ -1,11 +1,13 @@
 """A finished run of tiny models, made by the library's jobs, and what its study would shelve."""
 
+import shutil
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from tests.end_to_end_fixture import joint, train_joint
+from tests.made_once import made_once
 from tests.refiner_fixture import finetune, quick, write_weights
 from tests.training_fixture import tiny_config, train, write_case
 from ultrarefiner.config import load_config
@@ -76,11 +78,15 @@ def write_study(folder, config=CONFIG):
 
 @cache
 def make_run(base):
-    """Return the folder of a finished study below a folder; made once for all tests of a process.
+    """Return the folder of a finished study below a folder; one for all tests of a process.
 
     Nobody changes it.
     """
-    root = base / "deployed_study"
+    made = made_once(base, "deployed_study", _make_run)
+    return shutil.copytree(made, base / "deployed_study")
+
+
+def _make_run(root):
     toy = root / "results" / "tiny" / "toy"
     for seed, case in enumerate(CASES):
         write_case(toy / "prepared", case, seed)
@@ -116,9 +122,9 @@ def make_run(base):
     for method, reference in GUARDS.items():
         for fold in FOLDS:
             rule = toy / "guards" / method / f"fold{fold}.json"
-            given = root / "results" / "tiny" / "study.json", method, reference, "toy", fold
+            run = root / "results" / "tiny"
+            given = run, run / "study.json", method, reference, "toy", fold
             choose_guard(*given, CONFIG["guard"], *study, rule, "cpu")
-    return root
 
 
 def image_of(root, case):

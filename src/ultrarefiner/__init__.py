@@ -1,3 +1,3 @@
 """UltraRefiner: breast-ultrasound lesion masks, refined and compared honestly."""
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ultrarefiner import __version__
+from ultrarefiner.cluster.commands import recover
 from ultrarefiner.deploy import commands
 from ultrarefiner.errors import OutputError, UltraRefinerError
 from ultrarefiner.viewer.commands import viewer
@@ -28,6 +30,7 @@ def _console(**options: Any) -> Console:
 
 
 console = _console(soft_wrap=True)
+_UNCUT = 1000  # columns: a tree is cut at the width of its console, and a path must not be
 
 
 def _marked(word: str, colour: str, text: str) -> Text:
@@ -251,6 +254,37 @@ def summary(
 
 
 @app.command()
+def explain(
+    path: Annotated[Path, typer.Argument(help="A file or folder of a run, or a weights file.")],
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every job, not one for all that are alike.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As data.")] = False,
+) -> None:
+    """Print what made a file, from the raw images on, and whether all of it still is as it was."""
+    from ultrarefiner.study.explain import explain as chain_of
+    from ultrarefiner.study.explain_tree import explain_tree
+
+    with _stopping():
+        chain = chain_of(path)
+    if as_json:
+        typer.echo(json.dumps(chain.as_data(), indent=2))
+    else:
+        _console(width=_UNCUT).print(explain_tree(chain, everything))
+        for link in chain.changes:
+            detail = f": {link.detail}" if link.detail else ""
+            console.print(_marked(link.state, "red", f"{link.path}{detail}"))
+        jobs = f"{len(chain.steps)} job{'' if len(chain.steps) == 1 else 's'}"
+        console.print(f"{jobs}, {len(chain.links)} files and folders; {_verdict(chain.changes)}")
+    if chain.changes:
+        raise typer.Exit(1)
+
+
+def _verdict(changes: list[Any]) -> str:
+    return f"{len(changes)} changed" if changes else "all are as they were"
+
+
+@app.command()
 def info() -> None:
     """Print versions, devices and what the registries hold."""
     from ultrarefiner.datasets import DATASETS
@@ -293,5 +327,5 @@ def generate(
     console.print(f"written: {', '.join(map(str, stale)) or 'nothing, all current'}")
 
 
-for _command in (commands.predict, commands.export, viewer):
+for _command in (commands.predict, commands.export, viewer, recover):
     _register(_command)

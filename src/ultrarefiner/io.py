@@ -15,7 +15,8 @@ import platform
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ _CANNOT_WRITE = {
     errno.EIO,
     errno.ENOTDIR,
 }
+_PROBE_BYTES = 1 << 20
+_SNAKEMAKES = ".snakemake_timestamp"
+_READERS, _BATCH = 8, 512
 
 
 def _in_partial_folder(path: Path) -> bool:
@@ -74,9 +78,39 @@ def _cannot_write(path: Path, error: OSError) -> Exception:
     if error.errno not in _CANNOT_WRITE:
         return error
     return OutputError(
-        f"cannot write {path}: {error.strerror or error}. Free space or grant permission on "
+        f"cannot write {path}: {_reason(path.parent, error)}. Free space or grant permission on "
         f"{path.parent}, or choose another results folder; nothing half-written was left."
     )
+
+
+def _reason(folder: Path, error: OSError) -> str:
+    if error.errno == errno.EDQUOT:
+        return "your disk quota is used up"
+    if error.errno == errno.EFBIG:
+        return "a file of this size is not allowed here (`ulimit -f`, or the file system's limit)"
+    if error.errno != errno.ENOSPC:
+        return error.strerror or str(error)
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return "the disk is full"
+    return f"the disk is full ({free / 1e6:.1f} MB free)"
+
+
+def _refused(temporary: Path) -> OSError | None:
+    """Return why no more can be written to a file that is about to be removed, or in its folder.
+
+    Writers in C++ and Rust tell of a full disk in words of their own; the system tells it here.
+    """
+    probe = temporary / PARTIAL if temporary.is_dir() else temporary
+    try:
+        with open(probe, "ab") as handle:
+            handle.write(bytes(_PROBE_BYTES))
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        return error if error.errno in _CANNOT_WRITE else None
+    return None
 
 
 @contextmanager
@@ -90,6 +124,13 @@ def _renamed(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise _cannot_write(path, error) from None
+    except UltraRefinerError:
+        raise
+    except Exception as error:
+        refused = None if temporary is None else _refused(temporary)
+        if refused is None:
+            raise
+        raise _cannot_write(path, refused) from error
     finally:
         if temporary is not None:
             _remove(temporary)
@@ -185,6 +226,47 @@ def file_sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def tree_files(folder: str | Path) -> list[str]:
+    """Return the files below a folder: sorted, relative, with forward slashes.
+
+    What is half-written is left out, and so is the file by which Snakemake dates the folder.
+    """
+    found = []
+    for here, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(PARTIAL)]
+        below = Path(here).relative_to(folder)
+        found += [
+            (below / name).as_posix()
+            for name in names
+            if name != _SNAKEMAKES and not name.startswith(PARTIAL)
+        ]
+    return sorted(found)
+
+
+def hashed_files(folder: str | Path, names: Sequence[str]) -> Iterator[tuple[str, str, int]]:
+    """Yield name, SHA-256 and size in bytes of files of a folder, in the order given.
+
+    Several are read at a time, as a network file system takes long to open each. A file that
+    is not there has an empty SHA-256.
+    """
+    with ThreadPoolExecutor(_READERS) as readers:
+        # In batches: a hundred thousand waiting tasks would take more memory than the rest.
+        for first in range(0, len(names), _BATCH):
+            batch = names[first : first + _BATCH]
+            paths = [f"{folder}/{name}" for name in batch]
+            for name, facts in zip(batch, readers.map(_hashed, paths), strict=True):
+                yield name, *facts
+
+
+def _hashed(path: str) -> tuple[str, int]:
+    try:
+        with open(path, "rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            return digest, handle.tell()
+    except FileNotFoundError:
+        return "", 0
 
 
 def json_sha256(value: Any) -> str:

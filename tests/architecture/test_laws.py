@@ -15,7 +15,8 @@ SCRIPTS = sorted((ROOT / "workflow" / "scripts").glob("*.py"))
 
 # Imports point downhill: a room may import rooms that stand before it in this list.
 ROOMS = [
-    {"errors", "registry", "io", "images", "config", "runtime", "provenance", "__init__"},
+    {"errors", "registry", "io", "images", "config", "runtime", "provenance", "code", "__init__"}
+    | {"artefacts", "damage", "gpus"},
     {"datasets"},
     {"prompts"},
     {"models"},
@@ -23,7 +24,7 @@ ROOMS = [
     {"training"},
     {"evaluation"},
     {"report"},
-    {"study", "jobs", "cli", "schema", "deploy", "viewer"},
+    {"study", "jobs", "cli", "schema", "deploy", "viewer", "cluster"},
 ]
 # These start many short jobs: torch would cost each of them seconds.
 TORCH_FREE = ("datasets", "prompts", "evaluation", "report", "study", "jobs", "config", "io")
@@ -77,6 +78,15 @@ def test_one_name_for_rule_script_log_benchmark_and_heading():
         assert f"results/{run}/logs/{name}/" in block
         assert f"results/{run}/benchmarks/{name}/" in block
         assert "message:" in block
+
+
+def test_every_rule_reruns_by_its_own_code():
+    for name, block in rule_blocks().items():
+        assert re.findall(r"code_of\(.*?\)", block) == [f'code_of("{name}")'], name
+        inputs = block.split("    output:\n")[0]
+        assert f'    input:\n        code=code_of("{name}"),\n' in inputs, name
+    triggers = yaml.safe_load((ROOT / "profiles/default/config.yaml").read_text())["rerun-triggers"]
+    assert sorted(triggers) == ["input", "mtime", "params", "software-env"]
 
 
 def test_rules_hold_no_functions_outside_common():

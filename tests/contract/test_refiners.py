@@ -50,6 +50,18 @@ def embedding(refiner, image):
     return refiner.embed(image)
 
 
+@pytest.fixture(scope="module")
+def turned(refiner, image):
+    """Return the embedding of the image upside down."""
+    return refiner.embed(image[::-1])
+
+
+@pytest.fixture(scope="module")
+def of_every_family(weights, image):
+    """Return the embedding of the image by every family."""
+    return {family: load_refiner(family, weights[family], "cpu").embed(image) for family in WEIGHTS}
+
+
 def usable(refiner):
     """Return the prompt kinds that the family takes."""
     needs_mask = REFINERS[refiner.family].needs_mask
@@ -130,13 +142,14 @@ def test_each_of_several_prompts_gives_what_it_gives_alone(refiner, embedding, l
         assert np.count_nonzero(found.mask != alone.mask) <= 2
 
 
-def test_a_batch_of_images_gives_what_each_gives_alone(refiner, image, lesion):
+def test_a_batch_of_images_gives_what_each_gives_alone(refiner, image, embedding, turned, lesion):
     images = [image, image[::-1], image[:40, :60]]
+    each = [embedding, turned, refiner.embed(images[2])]
     assert refiner.batch_size >= 1 and refiner.embed_batch([]) == []
-    for found, one in zip(refiner.embed_batch(images), images, strict=True):
+    for found, one, known in zip(refiner.embed_batch(images), images, each, strict=True):
         assert isinstance(found, refiner.embedding_type) and found.image_hw == one.shape[:2]
         prompt = Prompt(mask=lesion[: one.shape[0], : one.shape[1]])
-        alone = refiner.refine(refiner.embed(one), prompt)
+        alone = refiner.refine(known, prompt)
         logits = refiner.refine(found, prompt).low_res_logits
         np.testing.assert_allclose(logits, alone.low_res_logits, atol=1e-4)
 
@@ -186,9 +199,9 @@ def test_half_a_pixel_and_part_of_a_box_may_reach_beyond_the_image(refiner, embe
     assert refiner.refine(embedding, prompt).mask.shape == (HEIGHT, WIDTH)
 
 
-def test_an_embedding_of_another_family_is_refused(refiner, weights, image, lesion):
+def test_an_embedding_of_another_family_is_refused(refiner, of_every_family, lesion):
     for family in sorted(set(REFINERS) - {refiner.family}):
-        other = load_refiner(family, weights[family], "cpu").embed(image)
+        other = of_every_family[family]
         alike = type(other) is refiner.embedding_type  # then the weights tell them apart
         why = "made with weights" if alike else f"'{refiner.family}'.*{type(other).__name__}"
         with pytest.raises(UltraRefinerError, match=why):
@@ -233,9 +246,9 @@ def test_the_prompt_decides(refiner, embedding, lesion):
     assert not np.array_equal(first, second)
 
 
-def test_the_image_decides(refiner, embedding, image, lesion):
+def test_the_image_decides(refiner, embedding, turned, lesion):
     first = refiner.refine(embedding, Prompt(mask=lesion)).low_res_logits
-    second = refiner.refine(refiner.embed(image[::-1]), Prompt(mask=lesion)).low_res_logits
+    second = refiner.refine(turned, Prompt(mask=lesion)).low_res_logits
     assert not np.array_equal(first, second)
 
 

@@ -126,6 +126,7 @@ def test_the_threshold_after_upsampling_is_that_of_sam(refiners, embeddings, gol
     assert abs(int(mask.sum()) - info["sam_style_logit_interp"]) <= 64
 
 
+@pytest.mark.slow
 def test_bfloat16_changes_less_than_a_thousandth_of_the_pixels(
     refiners, embeddings, golden, weights
 ):

@@ -1,6 +1,10 @@
 """What several unit tests share because it takes seconds to make. Nobody changes it."""
 
+import pickle
+
 import pytest
+
+from tests.made_once import made_once
 
 
 @pytest.fixture(scope="session")
@@ -8,7 +12,11 @@ def report_study(tmp_path_factory):
     """Return a small study with its figures, pictures and tables."""
     from report_page import make_study
 
-    return make_study(tmp_path_factory.mktemp("report_study"))
+    def make(folder):
+        (folder / "study.pickle").write_bytes(pickle.dumps(make_study(folder / "study")))
+
+    made = made_once(tmp_path_factory.getbasetemp(), "report_study", make)
+    return pickle.loads((made / "study.pickle").read_bytes())
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +24,9 @@ def report_page_html(report_study, tmp_path_factory):
     """Return the report of that study."""
     from report_page import write_page
 
-    return write_page(report_study, tmp_path_factory.mktemp("page"))
+    base = tmp_path_factory.getbasetemp()
+    made = made_once(base, "report_page", lambda folder: write_page(report_study, folder))
+    return (made / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -348,8 +348,10 @@ def test_a_study_of_this_version_is_read_back_with_all_its_keys(tmp_path):
     assert list(config.prompts) == list(CONFIG["prompts"])
 
 
-def test_onnx_files_can_be_asked_for(run, tmp_path):
+def test_onnx_files_can_be_asked_for(run, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
+    # What torch makes of a network takes seconds, and is the matter of test_onnx_folder.py.
+    monkeypatch.setattr("ultrarefiner.deploy.onnx.write_onnx", lambda *a: a[-1].write_text("net"))
     result = call(
         "export", "--results", run / "results", "--run", "tiny", "--method", "tiny", "--fold", 0,
         "--onnx", "-o", tmp_path / "out",

@@ -141,7 +141,7 @@ def test_pairs_are_direct_and_tell_equal_from_alike():
     base = int("0123456789abcdef", 16)
     hashes = [base, base ^ 0b1111, base ^ 0b11111111, base, 0, 0, 0]
     pixels = ["a", "b", "c", "a", "blank", "blank", "flat"]
-    assert similar_pairs(pixels, hashes) == [
+    assert list(similar_pairs(pixels, hashes)) == [
         (0, 1, False),
         (0, 3, True),
         (1, 2, False),
@@ -150,7 +150,7 @@ def test_pairs_are_direct_and_tell_equal_from_alike():
     ]
     # 0 and 2 are alike through 1 alone, and do not count for each other.
     assert count_look_alikes(pixels, hashes) == [2, 3, 1, 2, 1, 1, 0]
-    assert similar_pairs([], []) == [] and count_look_alikes(["a"], [base]) == [0]
+    assert list(similar_pairs([], [])) == [] and count_look_alikes(["a"], [base]) == [0]
 
 
 def test_pairs_equal_those_of_a_plain_search_across_blocks():
@@ -167,7 +167,7 @@ def test_pairs_equal_those_of_a_plain_search_across_blocks():
         for i, j in itertools.combinations(chosen, 2)
         if pixels[i] == pixels[j] or _distance(hashes[i], hashes[j]) <= 4
     }
-    found = similar_pairs(pixels, hashes)
+    found = list(similar_pairs(pixels, hashes))
     among = set(chosen)
     assert {pair for pair in found if pair[0] in among and pair[1] in among} == plain
     assert found == sorted(set(found)) and len(plain) > 3

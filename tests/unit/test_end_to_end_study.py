@@ -1,5 +1,7 @@
 """End-to-end methods and guards in a study's configuration: what they need, and what is refused."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.workflow.study import TINY, changed
@@ -90,7 +92,8 @@ def test_a_study_with_defaults_written_out_is_the_same_study():
         }
         config = EndToEndConfig.model_validate({**JOINT, "fusion": fusion, "train": train})
         assert EndToEndConfig.model_validate(config.model_dump(mode="json")) == config
-        again = EndToEndConfig.from_recipe(config.recipe(), config.threads, config.tensorboard)
+        job = SimpleNamespace(processes=1, nodes=1, tensorboard=0)
+        again = EndToEndConfig.from_recipe(config.recipe(), config.threads, job)
         assert again == config
     assert GuardConfig.model_validate(GuardConfig().model_dump(mode="json")) == GuardConfig()
 

@@ -38,9 +38,10 @@ class ConvTask:
     def batch_sizes(self, epoch):
         return self.sizes
 
-    def batches(self, epoch):
+    def batches(self, epoch, first=0):
         self.epoch = epoch
-        yield from zip(self.images.split(self.sizes), self.labels.split(self.sizes), strict=True)
+        pairs = zip(self.images.split(self.sizes), self.labels.split(self.sizes), strict=True)
+        yield from list(pairs)[first:]
 
     def losses(self, model, batch):
         if self.on_batch:
@@ -218,6 +219,56 @@ def test_sigterm_stops_between_batches_and_training_goes_on_from_the_last_epoch(
     result = run(again, tmp_path / "broken", epochs=4)
     assert sorted(set(epochs)) == [2, 3]
     assert torch.equal(weights(again), weights(unbroken))
+    for row in (*result.rows, *expected.rows):
+        row.pop("seconds")
+    assert result.rows == expected.rows
+
+
+class NoisyTask(ConvTask):
+    """With BatchNorm and dropout, so that statistics and random numbers matter."""
+
+    def __init__(self, sizes):
+        super().__init__(sizes)
+        self.model = nn.Sequential(self.model[0], nn.BatchNorm2d(4), nn.Dropout(0.5), self.model[2])
+        self.on_validation = None
+
+    def validate(self, check):
+        if self.on_validation:
+            self.on_validation()
+        check()
+        return super().validate(check)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 5, "validation"])
+def test_stopped_in_the_middle_of_an_epoch_it_ends_to_the_bit_as_unbroken(tmp_path, caplog, at):
+    sizes = [4, 2, 3, 2, 1]
+    settings = {"epochs": 3, "accumulate": 2, "optimizer": "adamw", "lr": 0.01}
+    unbroken, broken, again = NoisyTask(sizes), NoisyTask(sizes), NoisyTask(sizes)
+    expected = run(unbroken, tmp_path / "unbroken", **settings)
+    batches = []
+
+    def ask(epoch):
+        batches.append(epoch)
+        if batches.count(1) == at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    if at == "validation":
+        broken.on_validation = lambda: broken.epoch == 1 and os.kill(os.getpid(), signal.SIGUSR1)
+    else:
+        broken.on_batch = ask
+    with pytest.raises(SystemExit) as stopped:
+        run(broken, tmp_path / "broken", **settings)
+    assert stopped.value.code == 143
+    # Two batches make a step, and between steps it stops.
+    done = {1: 2, 2: 2, 3: 4, 4: 4, 5: 5, "validation": 5}[at]
+    seen = []
+    again.on_batch = seen.append
+    with caplog.at_level("INFO"):
+        result = run(again, tmp_path / "broken", **settings)
+    assert f"resuming after epoch 1 of 3 and {done} batches" in caplog.text
+    assert seen == [1] * (5 - done) + [2] * 5
+    for key, value in unbroken.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[key]), key
     for row in (*result.rows, *expected.rows):
         row.pop("seconds")
     assert result.rows == expected.rows

@@ -212,7 +212,7 @@ def test_a_save_that_fails_leaves_what_was_there(published, tmp_path, monkeypatc
         raise OSError(28, "No space left on device", str(self))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(OutputError, match="the disk is full"):
         save_sam(path, sam, "sam")
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]

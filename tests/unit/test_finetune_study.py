@@ -1,6 +1,7 @@
 """Guards which finetuned model refines what: never what it has seen, and no image twice."""
 
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -242,10 +243,11 @@ def test_what_the_parent_has_seen_the_finetuned_refiner_has_seen():
 
 def test_a_recipe_gives_back_the_finetuning_and_leaves_speed_out():
     for keys in ({}, {"train": "full"}, LORA, {"data": "crops", "copies": 2}, {"data": "truth"}):
-        config = FinetuneConfig(**keys, threads=3, tensorboard=True)
-        again = FinetuneConfig.from_recipe(config.recipe(), 1, False)
+        config = FinetuneConfig(**keys, threads=3, gpu=2, tensorboard=True)
+        job = SimpleNamespace(processes=2, nodes=2, tensorboard=0)
+        again = FinetuneConfig.from_recipe(config.recipe(), 1, job)
         assert (again.recipe(), again.frozen) == (config.recipe(), config.frozen)
-        assert (again.threads, again.tensorboard) == (1, False)
+        assert (again.threads, again.tensorboard, again.gpu, again.nodes) == (1, False, 2, 2)
         assert config.recipe() == FinetuneConfig(**keys).recipe()
 
 

@@ -54,13 +54,29 @@ METHODS = {
 }
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def write_phases(folder, folds, **changes):
+    run = "all" if folds == (0, 1) else list(folds)
+    return write_study(folder, changed(STUDY, splits__run=run, **changes))
+
+
+@pytest.fixture(
+    scope="module",
+    # Both folds take twice the time, and are asked for only where one does not say it all.
+    params=[(0,), pytest.param((0, 1), marks=pytest.mark.slow)],
+    ids=["one fold", "both folds"],
+)
+def finished(request, tmp_path_factory):
+    """Return the folder of a finished run of all phases, and its folds."""
     folder = tmp_path_factory.mktemp("phases")
     write_tiny_sam(folder / "tiny_sam.pth", side=128)
-    write_study(folder, STUDY)
+    write_phases(folder, request.param)
     run_snakemake(folder)
-    return folder
+    return folder, request.param
+
+
+both_folds = pytest.mark.parametrize(
+    "finished", [pytest.param((0, 1), marks=pytest.mark.slow)], ids=["both folds"], indirect=True
+)
 
 
 def rows_of(folder, name):
@@ -68,26 +84,33 @@ def rows_of(folder, name):
 
 
 def test_every_method_is_scored_on_every_case(finished):
+    folder, folds = finished
     counts = {}
-    for row in rows_of(finished, "scores"):
+    for row in rows_of(folder, "scores"):
         if row["evaluation"] == "folds":
             counts[row["method"]] = counts.get(row["method"], 0) + 1
     assert set(counts) == METHODS
-    assert len(set(counts.values())) == 1
-    held = {row["method"] for row in rows_of(finished, "scores") if row["member"] == "mean"}
-    assert held == METHODS - {"joint-coarse"}
-    compared = {row["method"] for row in rows_of(finished, "comparisons")}
+    splits = folder / "results/tiny/busi/splits.csv"
+    assert set(counts.values()) == {sum(len(read_split(splits, fold)["test"]) for fold in folds)}
+    compared = {row["method"] for row in rows_of(folder, "comparisons")}
     assert METHODS - {"transunet"} <= compared
 
 
+@both_folds
+def test_ensembles_are_scored_on_what_was_held_out(finished):
+    held = {row["method"] for row in rows_of(finished[0], "scores") if row["member"] == "mean"}
+    assert held == METHODS - {"joint-coarse"}
+
+
 def test_phases_are_chained_by_the_digests_of_their_models(finished):
-    models = finished / "results/tiny/busi/models"
-    for fold in (0, 1):
+    folder, folds = finished
+    models = folder / "results/tiny/busi/models"
+    for fold in folds:
         card = read_card(models / f"joint/fold{fold}/card.json")
         for name in ("transunet", "tuned"):
             file = models / name / f"fold{fold}" / "model.safetensors"
             assert card["parents"][name] == file_sha256(file)
-        test = set(read_split(finished / "results/tiny/busi/splits.csv", fold)["test"])
+        test = set(read_split(folder / "results/tiny/busi/splits.csv", fold)["test"])
         behind = [card, *card["sources"]["parents"]]
         assert {entry["name"] for entry in behind} == {"joint", "transunet", "tuned"}
         for entry in behind:
@@ -95,14 +118,15 @@ def test_phases_are_chained_by_the_digests_of_their_models(finished):
 
 
 def test_guarded_masks_are_what_the_rule_says(finished):
-    base = finished / "results/tiny/busi"
+    folder, folds = finished
+    base = folder / "results/tiny/busi"
     for method in ("joint", "tuned-mask_box"):
-        for fold in (0, 1):
+        for fold in folds:
             roles = read_split(base / "splits.csv", fold)
             rule = read_rule(base / f"guards/{method}/fold{fold}.json")
             assert rule.chosen_on == sorted(roles["validation"])
-            folder = base / f"masks/{method}-guarded/fold{fold}"
-            table = {row["case"]: row for row in read_rows(folder.with_suffix(".csv"))}
+            shelf = base / f"masks/{method}-guarded/fold{fold}"
+            table = {row["case"]: row for row in read_rows(shelf.with_suffix(".csv"))}
             assert sorted(table) == sorted(roles["test"])
             for case, row in table.items():
                 guarded, coarse, refined = (
@@ -115,8 +139,9 @@ def test_guarded_masks_are_what_the_rule_says(finished):
                     assert np.array_equal(guarded, refined)
 
 
+@both_folds
 def test_the_ensemble_of_finetuned_refiners_is_what_half_of_them_say(finished):
-    base = finished / "results/tiny/busi/masks/tuned-mask_box"
+    base = finished[0] / "results/tiny/busi/masks/tuned-mask_box"
     names = sorted(path.name for path in (base / "holdout-mean").glob("*.png"))
     assert names
     for name in names:
@@ -127,13 +152,14 @@ def test_the_ensemble_of_finetuned_refiners_is_what_half_of_them_say(finished):
 def test_a_finished_run_predicts_new_images(finished, tmp_path):
     from typer.testing import CliRunner
 
-    base = finished / "results/tiny/busi"
+    folder, _ = finished
+    base = folder / "results/tiny/busi"
     case = read_split(base / "splits.csv", 0)["test"][0]
     for method in ("joint", "joint-guarded", "tuned-mask_box"):
         arguments = [
             "predict", str(base / f"prepared/images/{case}.png"), "--run", "tiny",
             "--method", method, "--fold", "0", "--device", "cpu",
-            "--results", str(finished / "results"), "-o", str(tmp_path / method),
+            "--results", str(folder / "results"), "-o", str(tmp_path / method),
         ]  # fmt: skip
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
@@ -142,17 +168,18 @@ def test_a_finished_run_predicts_new_images(finished, tmp_path):
 
 
 def test_a_changed_end_to_end_row_trains_nothing_else_again(finished):
-    assert planned(run_snakemake(finished, "--dry-run")) == {}
-    write_study(finished, changed(STUDY, end_to_end__joint__gradient_scale=0.5))
-    jobs = planned(run_snakemake(finished, "--dry-run"))
-    write_study(finished, STUDY)
-    assert jobs["train_end_to_end"] == 2
+    folder, folds = finished
+    assert planned(run_snakemake(folder, "--dry-run")) == {}
+    write_phases(folder, folds, end_to_end__joint__gradient_scale=0.5)
+    jobs = planned(run_snakemake(folder, "--dry-run"))
+    write_phases(folder, folds)
+    assert jobs["train_end_to_end"] == len(folds)
     assert not {"train_coarse", "train_refiner", "predict_coarse", "refine_masks"} & set(jobs)
     # The guard of the other method stands.
-    assert jobs["choose_guard"] == 2
+    assert jobs["choose_guard"] == len(folds)
 
 
 def test_the_study_is_recorded(finished):
-    recorded = read_json(finished / "results/tiny/study.json")
+    recorded = read_json(finished[0] / "results/tiny/study.json")
     assert recorded["format"] == 1
     assert recorded["config"]["end_to_end"]["joint"]["gradient_scale"] == 1.0

@@ -67,7 +67,7 @@ def test_each_kind_of_data_plans_what_it_needs_and_no_more(tmp_path):
     # Full images by their common encoder, and by each of the two that train theirs.
     assert jobs["embed_images"] == 2 * 3
     needs = inputs_of(output)
-    plain = {"busi/prepared/cases.csv", "busi/prepared/npz", "busi/splits.csv", "overlaps.csv"}
+    plain = {"busi/prepared/cases.csv", "busi/prepared/npz", "busi/splits.csv"}
     embedded = f"busi/embeddings/{weights_name('tiny_sam.pth')}/full/fold0.csv"
     inner = "busi/inner/fold1/transunet"
     predictions = {
@@ -86,7 +86,7 @@ def test_each_kind_of_data_plans_what_it_needs_and_no_more(tmp_path):
         assert needs[f"Finetune {name} on busi, fold1"] == wanted, name
     errors = {"busi/models/transunet/fold1/box_errors.json"}
     cut = needs["Cut the lesions of busi, fold1, out for crops"]
-    assert cut == errors | plain - {"overlaps.csv"}
+    assert cut == errors | plain
     own = "busi/models/lora/fold1"
     assert f"{own}/model.safetensors" in needs["Encode busi, fold1 once with lora: full"]
     refined = needs["Refine busi, fold1 by lora-box_loose"]

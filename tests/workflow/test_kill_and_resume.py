@@ -1,5 +1,6 @@
 """Guards that a killed training continues, ends with the same weights, and starts over when told."""
 
+import shutil
 import signal
 import subprocess
 import time
@@ -26,6 +27,16 @@ def prepared(tmp_path_factory):
     write_study(folder, LONG)
     run_snakemake(folder, targets=(MODEL,))
     return folder, (folder / MODEL).read_bytes()
+
+
+@pytest.fixture
+def folder(prepared, tmp_path):
+    """Return a copy in which nothing has been trained yet."""
+    folder = tmp_path / "study"
+    shutil.copytree(
+        prepared[0], folder, symlinks=True, ignore=shutil.ignore_patterns("models", "train_coarse")
+    )
+    return folder
 
 
 def training_process(snakemake):
@@ -69,47 +80,50 @@ def kill_in_the_middle(folder, how):
     assert ((folder / MODEL).parent / "resume" / "state.pt").exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
-def test_a_killed_training_ends_with_the_same_weights(prepared, tmp_path, how):
+@pytest.mark.parametrize(
+    "how",
+    # Without Snakemake: tests/unit/test_resume.py, for every signal.
+    [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)],
+    ids=["SIGTERM", "SIGKILL"],
+)
+def test_a_killed_training_ends_with_the_same_weights(prepared, folder, how):
     _, weights = prepared
-    write_study(tmp_path, LONG)
-    kill_in_the_middle(tmp_path, how)
-    run_snakemake(tmp_path, targets=(MODEL,))
-    log = (tmp_path / LOG).read_text()
+    kill_in_the_middle(folder, how)
+    run_snakemake(folder, targets=(MODEL,))
+    log = (folder / LOG).read_text()
     assert "resum" in log.lower()
-    assert (tmp_path / MODEL).read_bytes() == weights
+    assert (folder / MODEL).read_bytes() == weights
     # Run again for no reason that a number depends on: the result is taken, not trained for.
-    run_snakemake(tmp_path, "--forcerun", "train_coarse", targets=(MODEL,))
-    assert "finished before" in (tmp_path / LOG).read_text()
-    assert (tmp_path / MODEL).read_bytes() == weights
+    run_snakemake(folder, "--forcerun", "train_coarse", targets=(MODEL,))
+    assert "finished before" in (folder / LOG).read_text()
+    assert (folder / MODEL).read_bytes() == weights
 
 
-def test_another_learning_rate_starts_over_and_says_why(prepared, tmp_path):
-    write_study(tmp_path, LONG)
-    kill_in_the_middle(tmp_path, signal.SIGTERM)
+@pytest.mark.slow
+def test_another_learning_rate_starts_over_and_says_why(folder):
+    kill_in_the_middle(folder, signal.SIGTERM)
     other = changed(LONG, coarse__transunet__lr=0.004, coarse__transunet__epochs=2)
-    write_study(tmp_path, other)
-    run_snakemake(tmp_path, targets=(MODEL,))
-    log = (tmp_path / LOG).read_text()
+    write_study(folder, other)
+    run_snakemake(folder, targets=(MODEL,))
+    log = (folder / LOG).read_text()
     assert "start" in log and "over" in log
     assert "0.002" in log and "0.004" in log
-    history = ((tmp_path / MODEL).parent / "history.csv").read_text().splitlines()
+    history = ((folder / MODEL).parent / "history.csv").read_text().splitlines()
     assert len(history) == 3
 
 
-def test_a_training_that_outlived_its_snakemake_is_named_and_not_disturbed(prepared, tmp_path):
+def test_a_training_that_outlived_its_snakemake_is_named_and_not_disturbed(prepared, folder):
     _, weights = prepared
-    write_study(tmp_path, LONG)
-    run, orphan = start(tmp_path)
+    run, orphan = start(folder)
     orphan.suspend()
     run.kill()
     run.wait(timeout=60)  # its output stays open in the orphan's hands
-    run_snakemake(tmp_path, "--unlock")
-    output = run_snakemake(tmp_path, targets=(MODEL,), ok=False)
+    run_snakemake(folder, "--unlock")
+    output = run_snakemake(folder, targets=(MODEL,), ok=False)
     assert f"process {orphan.pid} on" in output
     assert "Wait for it or stop it" in output
     orphan.kill()
     run.stdout.close()
-    run_snakemake(tmp_path, targets=(MODEL,))
-    assert "resuming after epoch" in (tmp_path / LOG).read_text()
-    assert (tmp_path / MODEL).read_bytes() == weights
+    run_snakemake(folder, targets=(MODEL,))
+    assert "resuming after epoch" in (folder / LOG).read_text()
+    assert (folder / MODEL).read_bytes() == weights

@@ -7,7 +7,8 @@ from ultrarefiner.jobs import job
 
 with job(snakemake):
     choose_guard(
-        study=snakemake.input.study,
+        run=f"results/{snakemake.wildcards.run}",
+        study=snakemake.params.study,
         method=snakemake.wildcards.method,
         reference=snakemake.params.reference,
         trainset=snakemake.wildcards.trainset,

@@ -9,7 +9,7 @@ from ultrarefiner.training.end_to_end import train_end_to_end
 with job(snakemake):
     train_end_to_end(
         config=EndToEndConfig.from_recipe(
-            snakemake.params.recipe, snakemake.threads, bool(snakemake.resources.tensorboard)
+            snakemake.params.recipe, snakemake.threads, snakemake.resources
         ),
         prepared=[Path(cases).parent for cases in snakemake.input.cases],
         splits=snakemake.input.splits,

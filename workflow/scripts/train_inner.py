@@ -8,11 +8,8 @@ from ultrarefiner.training.coarse import train_coarse
 
 with job(snakemake):
     train_coarse(
-        config=CoarseConfig(
-            **snakemake.params.training,
-            threads=snakemake.threads,
-            workers=snakemake.resources.workers,
-            tensorboard=snakemake.resources.tensorboard,
+        config=CoarseConfig.from_recipe(
+            snakemake.params.training, snakemake.threads, snakemake.resources
         ),
         name=snakemake.wildcards.coarse,
         trainset=snakemake.wildcards.trainset,

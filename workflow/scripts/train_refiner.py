@@ -9,7 +9,7 @@ from ultrarefiner.training.refiner import train_refiner
 with job(snakemake):
     train_refiner(
         config=FinetuneConfig.from_recipe(
-            snakemake.params.recipe, snakemake.threads, bool(snakemake.resources.tensorboard)
+            snakemake.params.recipe, snakemake.threads, snakemake.resources
         ),
         prepared=[Path(cases).parent for cases in snakemake.input.cases],
         splits=snakemake.input.splits,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ultrarefiner.config.base import Section
+from ultrarefiner.config.training import of_job
 
 SoftPart = Literal["mask", "box", "point", "negative"]
 """What a soft prompt is made of."""
@@ -197,6 +198,13 @@ class EndToEndConfig(Section):
         "`none`: it is computed in every step, as it is in windows.",
     )
     threads: int = Field(4, ge=1, description="CPU threads of a training job.")
+    gpu: int = Field(
+        1,
+        ge=1,
+        description="GPUs of a training job on each of its nodes; they share each batch and give "
+        "the numbers of one.",
+    )
+    nodes: int = Field(1, ge=1, description="Machines of a training job, of a Slurm cluster.")
     seed: int = Field(42, ge=0, description="Seed of order and flips.")
     tensorboard: bool = Field(False, description="Also write TensorBoard events.")
 
@@ -212,20 +220,20 @@ class EndToEndConfig(Section):
 
     def recipe(self) -> dict[str, Any]:
         """Return what the trained weights depend on; how fast and how loudly it runs is left out."""
-        return self.model_dump(mode="json", exclude={"threads", "tensorboard", "flips"})
+        return self.model_dump(
+            mode="json", exclude={"threads", "gpu", "nodes", "tensorboard", "flips"}
+        )
 
     @classmethod
-    def from_recipe(
-        cls, recipe: Mapping[str, Any], threads: int, tensorboard: bool
-    ) -> EndToEndConfig:
+    def from_recipe(cls, recipe: Mapping[str, Any], threads: int, resources: Any) -> EndToEndConfig:
         """Return a training of a recipe.
 
         Args:
             recipe: As ``recipe`` gives it.
             threads: CPU threads.
-            tensorboard: Whether to write TensorBoard events.
+            resources: What the job has: `processes`, `nodes`, and whether to write `tensorboard`.
         """
-        return cls(threads=threads, tensorboard=tensorboard, **recipe)
+        return cls(threads=threads, **of_job(resources), **recipe)
 
     @model_validator(mode="after")
     def _keys_fit_each_other(self) -> EndToEndConfig:
@@ -262,6 +270,11 @@ class EndToEndConfig(Section):
         ]
         if idle:
             raise ValueError(f"train: nothing trains in epoch {idle[0] + 1}; let a part do")
+        if self.gpu * self.nodes > self.batch_size:
+            raise ValueError(
+                f"gpu: {self.gpu * self.nodes} GPUs cannot share a batch of {self.batch_size}; "
+                "each needs a sample"
+            )
         if "negative" in self.prompts and "point" not in self.prompts:
             raise ValueError("prompts: `negative` is a second point; add `point`")
         if self.style != "direct" and "mask" not in self.prompts:

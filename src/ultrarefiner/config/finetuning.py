@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ultrarefiner.config.base import Section
 from ultrarefiner.config.crop import CropConfig
+from ultrarefiner.config.training import of_job
 
 Part = Literal["encoder", "prompt_encoder", "decoder", "head"]
 """Parts of a promptable model that train or rest as a whole."""
@@ -217,6 +218,13 @@ class FinetuneConfig(Section):
         "it is computed in every step.",
     )
     threads: int = Field(4, ge=1, description="CPU threads of a training job.")
+    gpu: int = Field(
+        1,
+        ge=1,
+        description="GPUs of a training job on each of its nodes; they share each batch and give "
+        "the numbers of one.",
+    )
+    nodes: int = Field(1, ge=1, description="Machines of a training job, of a Slurm cluster.")
     seed: int = Field(42, ge=0, description="Seed of failures, order and additions.")
     tensorboard: bool = Field(False, description="Also write TensorBoard events.")
 
@@ -260,7 +268,7 @@ class FinetuneConfig(Section):
 
         Left out: how fast and how loudly it runs, and sections without effect on this kind of data.
         """
-        idle = {"threads", "tensorboard", "train", "freeze"}
+        idle = {"threads", "gpu", "nodes", "tensorboard", "train", "freeze"}
         if not self.simulates:
             idle |= {"simulation", "validation_copies"}
         if self.data != "hybrid":
@@ -271,19 +279,17 @@ class FinetuneConfig(Section):
         return kept | {"prompts": self.kinds, "frozen": list(self.frozen)}
 
     @classmethod
-    def from_recipe(
-        cls, recipe: Mapping[str, Any], threads: int, tensorboard: bool
-    ) -> FinetuneConfig:
+    def from_recipe(cls, recipe: Mapping[str, Any], threads: int, resources: Any) -> FinetuneConfig:
         """Return a finetuning of a recipe; what the recipe leaves out has its default.
 
         Args:
             recipe: As ``recipe`` gives it.
             threads: CPU threads.
-            tensorboard: Whether to write TensorBoard events.
+            resources: What the job has: `processes`, `nodes`, and whether to write `tensorboard`.
         """
         values = dict(recipe)
         frozen = values.pop("frozen")
-        return cls(freeze=frozen, threads=threads, tensorboard=tensorboard, **values)
+        return cls(freeze=frozen, threads=threads, **of_job(resources), **values)
 
     @model_validator(mode="after")
     def _keys_fit_each_other(self) -> FinetuneConfig:
@@ -301,6 +307,18 @@ class FinetuneConfig(Section):
                 )
         if self.lora and self.unfreeze_last and "encoder" in self.lora.parts:
             raise ValueError("unfreeze_last and lora both change the encoder; remove one of them")
+        if self.gpu * self.nodes > self.batch_size:
+            raise ValueError(
+                f"gpu: {self.gpu * self.nodes} GPUs cannot share a batch of {self.batch_size}; "
+                "each needs a sample"
+            )
+        added = self.lora is not None and self.lora.dropout > 0 and "decoder" in self.lora.parts
+        if added and self.gpu * self.nodes > 1:
+            # It decodes prompts of a kind together, so what one process draws cannot be told.
+            raise ValueError(
+                "gpu: additions to the decoder have dropout, which several GPUs cannot share; set "
+                "gpu: 1 or lora.dropout: 0"
+            )
         if self.scratch and "encoder" in self.frozen and not self.unfreeze_last:
             raise ValueError(
                 "scratch: an encoder of random weights has to train; set `train: full`"

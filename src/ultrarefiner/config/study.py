@@ -92,6 +92,11 @@ class StudyConfig(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="Where models run; `auto` takes a GPU when there is one."
     )
+    rerun_on_code_change: bool | Literal["warn"] = Field(
+        "warn",
+        description="What becomes of results whose code has changed since: `true` makes them "
+        "again, `warn` keeps them and says so in the report, `false` keeps them.",
+    )
     datasets: dict[str, DatasetConfig] = Field(min_length=1, description="Datasets by name.")
     trainsets: dict[str, list[str]] = Field(
         default_factory=dict,

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ultrarefiner.config.base import Section
+
+
+def of_job(resources: Any) -> dict[str, Any]:
+    """Return the keys of a training that its job's resources say."""
+    return {
+        "gpu": resources.processes,
+        "nodes": resources.nodes,
+        "tensorboard": bool(resources.tensorboard),
+    }
 
 
 class LossConfig(Section):
@@ -82,6 +92,13 @@ class CoarseConfig(Section):
     validate_every: int = Field(1, ge=1, description="Epochs between validations.")
     workers: int = Field(0, ge=0, description="Processes that load images.")
     threads: int = Field(4, ge=1, description="CPU threads of a training job.")
+    gpu: int = Field(
+        1,
+        ge=1,
+        description="GPUs of a training job on each of its nodes; they share each batch and give "
+        "the numbers of one.",
+    )
+    nodes: int = Field(1, ge=1, description="Machines of a training job, of a Slurm cluster.")
     seed: int = Field(42, ge=0, description="Seed of weights, order and augmentation.")
     tensorboard: bool = Field(False, description="Also write TensorBoard events.")
 
@@ -115,6 +132,8 @@ class CoarseConfig(Section):
         idle: dict[str, Any] = {
             "workers": True,
             "threads": True,
+            "gpu": True,
+            "nodes": True,
             "tensorboard": True,
             "flips": True,  # of predictions, not of the training
         }
@@ -132,10 +151,27 @@ class CoarseConfig(Section):
             idle["augment"] = {"rotate_degrees"}
         return self.model_dump(mode="json", exclude=idle)
 
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, Any], threads: int, resources: Any) -> CoarseConfig:
+        """Return a training of a recipe; what the recipe leaves out has its default.
+
+        Args:
+            recipe: As ``recipe`` gives it.
+            threads: CPU threads.
+            resources: What the job has: `processes`, `nodes`, `workers`, and whether to write
+                `tensorboard`.
+        """
+        return cls(threads=threads, workers=resources.workers, **of_job(resources), **recipe)
+
     @model_validator(mode="after")
     def _keys_fit_each_other(self) -> CoarseConfig:
         if self.loss.ce + self.loss.dice == 0.0:
             raise ValueError("loss: ce and dice cannot both be 0")
+        if self.gpu * self.nodes > self.batch_size:
+            raise ValueError(
+                f"gpu: {self.gpu * self.nodes} GPUs cannot share a batch of {self.batch_size}; "
+                "each needs a sample"
+            )
         if self.nesterov and self.optimizer != "sgd":
             raise ValueError(f"nesterov: has no effect on {self.optimizer}; remove it")
         if self.nesterov and self.momentum == 0.0:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -28,7 +27,8 @@ _SIDE = 32
 _BITS = 64
 # Root mean square of the 64 coefficients, in gray levels, below which their signs are noise.
 _MIN_STRUCTURE = 0.5
-_BLOCK = 1024
+# Hashes compared at a time: a table of so many rows and columns is in memory, 2 MB.
+_BLOCK, _COLUMNS = 512, 1024
 
 
 def pixel_sha256(image: np.ndarray) -> str:
@@ -67,10 +67,13 @@ def perceptual_hash(image: np.ndarray) -> int:
 
 
 def _signs(hashes: Sequence[int]) -> np.ndarray:
-    """Return the bits of 64-bit hashes as float32 (N, 64) of -1 and 1."""
+    """Return the bits of 64-bit hashes as int8 (N, 64) of -1 and 1."""
     words = np.array([int(value) for value in hashes], dtype=np.uint64).astype(">u8")
     bits = np.unpackbits(words.view(np.uint8).reshape(-1, 8), axis=1)
-    return bits.astype(np.float32) * 2.0 - 1.0
+    bits = bits.view(np.int8)
+    bits *= 2
+    bits -= 1
+    return bits
 
 
 def cluster_duplicates(
@@ -98,38 +101,55 @@ def cluster_duplicates(
     if count == 0:
         return {}
     first_with: dict[str, int] = {}
-    equal = np.array([[first_with.setdefault(value, i), i] for i, value in enumerate(pixel_hashes)])
-    rows, columns = np.concatenate([equal, _alike(perceptual_hashes, max_distance)]).T
-    graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count))
-    component = connected_components(graph, directed=False)[1]
+    first = np.array([first_with.setdefault(value, i) for i, value in enumerate(pixel_hashes)])
+    component = _merge(np.arange(count), np.stack([first, np.arange(count)], axis=1))
+    for _, pairs in _alike(perceptual_hashes, max_distance):
+        component = _merge(component, pairs)
     smallest: dict[int, str] = {}
     for case, label in sorted(zip(ids, component.tolist(), strict=True)):
         smallest.setdefault(label, case)
     return {case: smallest[label] for case, label in zip(ids, component.tolist(), strict=True)}
 
 
+def _merge(component: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Return the component of each image after the components of some pairs became one."""
+    if not len(pairs):
+        return component
+    count = len(component)
+    rows, columns = component[pairs].T
+    # Wide enough a number: many pairs may fall on the same two components, and are summed.
+    graph = coo_matrix((np.ones(len(rows), np.int64), (rows, columns)), shape=(count, count))
+    return connected_components(graph, directed=False)[1][component]
+
+
 def similar_pairs(
     pixel_hashes: Sequence[str],
     perceptual_hashes: Sequence[int],
     max_distance: int = MAX_DISTANCE,
-) -> list[tuple[int, int, bool]]:
-    """Return the pairs of images that are the same picture, not through others.
+) -> Iterator[tuple[int, int, bool]]:
+    """Yield the pairs of images that are the same picture, not through others.
+
+    Those of some hundred images are in memory at a time: loops and volumes hold far more pairs
+    than images.
 
     Args:
         pixel_hashes: `pixel_sha256` of each image.
         perceptual_hashes: `perceptual_hash` of each.
         max_distance: Largest Hamming distance.
 
-    Returns:
+    Yields:
         Sorted (i, j, equal) with i < j: `equal` where the pixels are, else they only look alike.
     """
     same: dict[str, list[int]] = defaultdict(list)
     for index, value in enumerate(pixel_hashes):
         same[value].append(index)
-    found = {tuple(pair): False for pair in _alike(perceptual_hashes, max_distance).tolist()}
-    for indices in same.values():
-        found |= dict.fromkeys(combinations(indices, 2), True)
-    return sorted((i, j, equal) for (i, j), equal in found.items())
+    for start, alike in _alike(perceptual_hashes, max_distance):
+        found = {tuple(pair): False for pair in alike.tolist()}
+        for index in range(start, min(start + _BLOCK, len(pixel_hashes))):
+            others = same[pixel_hashes[index]]
+            found |= {(index, other): True for other in others if other > index}
+        for (i, j), equal in sorted(found.items()):
+            yield i, j, equal
 
 
 def count_look_alikes(pixel_hashes: Sequence[str], perceptual_hashes: Sequence[int]) -> list[int]:
@@ -141,14 +161,22 @@ def count_look_alikes(pixel_hashes: Sequence[str], perceptual_hashes: Sequence[i
     return counts
 
 
-def _alike(hashes: Sequence[int], max_distance: int) -> np.ndarray:
-    """Return the pairs i < j of hashes that differ in few bits, int (N, 2)."""
-    known = np.flatnonzero([value != NO_STRUCTURE for value in hashes])
-    signs = _signs([hashes[i] for i in known])
-    pairs = [np.zeros((0, 2), np.int64)]
-    for start in range(0, len(known), _BLOCK):
-        # The product of two rows of signs is 64 - 2 * their Hamming distance.
-        product = signs[start : start + _BLOCK] @ signs[start:].T
-        near = np.argwhere(product >= _BITS - 2 * max_distance)
-        pairs.append(known[near[near[:, 0] < near[:, 1]] + start])
-    return np.concatenate(pairs)
+def _alike(hashes: Sequence[int], max_distance: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the pairs of hashes that differ in few bits, in blocks of their first one.
+
+    Yields:
+        Where the block starts, and its pairs i < j with `start <= i < start + _BLOCK`, int (N, 2).
+    """
+    signs = _signs(hashes)
+    # Without structure there is no sign: the product with any row is 0, far from alike.
+    signs[np.array([value == NO_STRUCTURE for value in hashes], bool)] = 0
+    for start in range(0, len(hashes), _BLOCK):
+        block = signs[start : start + _BLOCK].astype(np.float32)
+        pairs = []
+        for column in range(start, len(hashes), _COLUMNS):
+            # The product of two rows of signs is 64 - 2 * their Hamming distance.
+            product = block @ signs[column : column + _COLUMNS].T.astype(np.float32)
+            near = np.argwhere(product >= _BITS - 2 * max_distance)
+            near += np.array([start, column])
+            pairs.append(near[near[:, 0] < near[:, 1]])
+        yield start, np.concatenate(pairs)

@@ -22,7 +22,7 @@ _UNUSED_BIT = 1 << 15
 _SAID = {"lesions": "images with a lesion"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """What there is to know of a case that can be read.
 

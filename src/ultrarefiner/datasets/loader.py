@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ultrarefiner.datasets.tables import each_row
 from ultrarefiner.errors import DatasetError
-from ultrarefiner.io import read_rows
 
 COLUMNS = [
     "case",
@@ -88,18 +88,19 @@ def read_cases(path: str | Path) -> list[CaseRow]:
         DatasetError: The file is absent or is not a table of cases.
     """
     again = "delete it and run prepare_dataset again"
+    cases: list[CaseRow] = []
     try:
-        rows = read_rows(path)
+        for row in each_row(path):
+            if not cases and (missing := [name for name in COLUMNS if row.get(name) is None]):
+                raise DatasetError(f"{path} lacks the columns {', '.join(missing)}; {again}")
+            cases.append(_case_row(row))
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"cannot read {path}: {error}; run prepare_dataset") from error
-    if not rows:
-        raise DatasetError(f"{path} lists no cases; {again}")
-    if missing := [column for column in COLUMNS if rows[0].get(column) is None]:
-        raise DatasetError(f"{path} lacks the columns {', '.join(missing)}; {again}")
-    try:
-        return sorted((_case_row(row) for row in rows), key=lambda row: row.case)
     except (TypeError, ValueError) as error:
         raise DatasetError(f"{path}: a row is not a case ({error}); {again}") from error
+    if not cases:
+        raise DatasetError(f"{path} lists no cases; {again}")
+    return sorted(cases, key=lambda row: row.case)
 
 
 def _case_row(row: dict[str, str]) -> CaseRow:

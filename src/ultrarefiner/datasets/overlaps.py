@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,23 +90,24 @@ def find_overlaps(
             _log.warning("%s; no model of another dataset can be tested on it", line)
     if problems:
         raise DatasetError("datasets that are to be unseen and are not:", problems)
-    write_rows(output, COLUMNS, [overlap._asdict() for overlap in overlaps])
+    write_rows(output, COLUMNS, (overlap._asdict() for overlap in overlaps))
     for name, path in unseen.items():
-        table = [
+        table = (
             {"case": row.case, "group": row.group, "fold": "", "role": "unseen"}
             for row in kept[name]
-        ]
+        )
         write_rows(path, SPLIT_COLUMNS, table)
 
 
 def _overlaps(tables: Mapping[str, Sequence[CaseRow]]) -> list[Overlap]:
-    everything = [(name, row) for name, rows in tables.items() for row in rows]
+    everything = [row for rows in tables.values() for row in rows]
+    names = [name for name, rows in tables.items() for _ in rows]
     pairs = similar_pairs(
-        [row.sha256 for _, row in everything], [row.appearance for _, row in everything]
+        [row.sha256 for row in everything], [row.appearance for row in everything]
     )
     found = []
     for i, j, equal in pairs:
-        (name, row), (other, copy) = everything[i], everything[j]
+        name, other, row, copy = names[i], names[j], everything[i], everything[j]
         if name != other:
             kind = "equal" if equal else "alike"
             found.append(Overlap(row.case, name, row.group, copy.case, other, copy.group, kind))
@@ -156,21 +157,32 @@ def _trainers(
     tables: Mapping[str, Sequence[CaseRow]],
     overlaps: Sequence[Overlap],
     trained: Collection[str],
-) -> dict[str, set[str]]:
+) -> dict[str, frozenset[str]]:
     """Return for each case the other datasets that are trained on and hold what goes with it."""
-    links: list[tuple[str, Hashable]] = []
-    for name, rows in tables.items():
-        # Groups of two datasets may bear the same name.
-        links += [(row.case, ("group", name, row.group)) for row in rows]
-    for number, pair in enumerate(overlaps):
-        links += [(pair.case, number), (pair.other_case, number)]
-    cluster = join(links)
-    trainers: dict[str, set[str]] = defaultdict(set)
-    for name in set(trained) & set(tables):
+    cluster = join(_links(tables, overlaps))
+    # Equal sets are one object: there are few, and a case each.
+    sets: dict[frozenset[str], frozenset[str]] = {}
+    none: frozenset[str] = frozenset()
+    trainers: dict[str, frozenset[str]] = {}
+    for name in sorted(set(trained) & set(tables)):
         for row in tables[name]:
-            trainers[cluster[row.case]].add(name)
-    return {
-        row.case: trainers[cluster[row.case]] - {name}
-        for name, rows in tables.items()
-        for row in rows
-    }
+            more = trainers.get(cluster[row.case], none) | {name}
+            trainers[cluster[row.case]] = sets.setdefault(more, more)
+    others: dict[str, frozenset[str]] = {}
+    for name, rows in tables.items():
+        for row in rows:
+            less = trainers.get(cluster[row.case], none) - {name}
+            others[row.case] = sets.setdefault(less, less)
+    return others
+
+
+def _links(
+    tables: Mapping[str, Sequence[CaseRow]], overlaps: Sequence[Overlap]
+) -> Iterator[tuple[str, Hashable]]:
+    for name, rows in tables.items():
+        for row in rows:
+            # Groups of two datasets may bear the same name.
+            yield row.case, (name, row.group)
+    for number, pair in enumerate(overlaps):
+        yield pair.case, number
+        yield pair.other_case, number

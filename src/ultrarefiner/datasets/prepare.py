@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from ultrarefiner.io import atomic_directory, write_rows
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Prepared:
     """What is kept of a case once its pixels are written; `excluded` says why they are not."""
 
@@ -123,31 +123,31 @@ def prepare_dataset(
             raise unusable(layout, root, problems)
     groups = _group(name, kept)
     alike = count_look_alikes([item.sha256 for item in kept], [item.appearance for item in kept])
-    rows = [
+    rows = (
         _row(item, groups[item.case.id], count, decisions, root)
         for item, count in zip(kept, alike, strict=True)
-    ]
+    )
     write_rows(cases, COLUMNS, rows)
     reasons = {item.case.id: item.excluded for item in done if item.excluded is not None}
     reasons |= {case: f"curation: {reason}" for case, reason in decisions.excluded.items()}
     write_rows(
         excluded,
         ["case", "image", "reason"],
-        [
+        (
             {"case": case.id, "image": _raw_image(case, root), "reason": reasons[case.id]}
             for case in listing.cases
             if case.id in reasons
-        ],
+        ),
     )
     ids = {item.case.id for item in kept}
     write_rows(
         published_folds,
         ["case", "folds", "fold"],
-        [
+        (
             {"case": case, "folds": count, "fold": fold}
             for case, count, fold in sorted(listing.folds)
             if case in ids
-        ],
+        ),
     )
     _logger.info("%s: %d cases prepared, %d left out", name, len(kept), len(reasons))
 
@@ -217,24 +217,29 @@ def _row(
     }
 
 
+def _links(items: list[_Prepared]) -> Iterator[tuple[str, Hashable]]:
+    """Yield what each case may share with others, one link at a time: there may be millions."""
+    for item in items:
+        case = item.case
+        yield case.id, ("case", case.id)
+        yield case.id, ("pixels", item.sha256)
+        yield case.id, ("file", case.image)
+        if case.patient:
+            yield case.id, ("patient", case.patient)
+    pairs = similar_pairs([item.sha256 for item in items], [item.appearance for item in items])
+    for i, j, _ in pairs:
+        one, other = items[i].case, items[j].case
+        if not (one.patient and other.patient):
+            yield one.id, ("case", other.id)
+
+
 def _group(name: str, items: list[_Prepared]) -> dict[str, str]:
     """Return the group of each case id: what must never be parted by a split.
 
     Groups are the connected components of "same patient", "same pixels", "same file" (slices of a
     volume, frames of a loop) and "near-duplicate" where one of the two has no known patient.
     """
-    links: list[tuple[str, Hashable]] = []
-    for item in items:
-        case = item.case
-        links += [(case.id, ("pixels", item.sha256)), (case.id, ("file", case.image))]
-        if case.patient:
-            links.append((case.id, ("patient", case.patient)))
-    pairs = similar_pairs([item.sha256 for item in items], [item.appearance for item in items])
-    for number, (i, j, _) in enumerate(pairs):
-        one, other = items[i].case, items[j].case
-        if not (one.patient and other.patient):
-            links += [(one.id, ("alike", number)), (other.id, ("alike", number))]
-    first = join(links)
+    first = join(_links(items))
     patients: dict[str, str] = {}
     for item in items:
         if item.case.patient:

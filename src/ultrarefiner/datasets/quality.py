@@ -59,7 +59,7 @@ _BORDERS = ((_BLACK, 0.8), (_BLACK, 0.9), (4, 0.98), (_BLACK, 0.9))
 _MIN_BORDER = 0.02
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Quality:
     """What is burned into an image.
 

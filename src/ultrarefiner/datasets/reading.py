@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +29,7 @@ from ultrarefiner.errors import DatasetError
 
 _ASPECT_TOLERANCE = 0.02
 _WORKERS = 4
+_AHEAD = 8  # cases for each worker
 _DECODING_ERRORS = (
     OSError,
     SyntaxError,
@@ -325,5 +327,16 @@ def map_cases(
         except DatasetError as error:
             return error
 
+    waiting: deque[Future[Result | DatasetError]] = deque()
     with ThreadPoolExecutor(min(workers, os.cpu_count() or 1)) as pool:
-        yield from pool.map(guarded, items)
+        try:
+            # A few at a time: tasks that wait take more memory than what is kept of a case.
+            for item in items:
+                waiting.append(pool.submit(guarded, item))
+                if len(waiting) >= _AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +17,14 @@ import numpy as np
 
 from ultrarefiner.config import SplitsConfig
 from ultrarefiner.datasets.groups import Groups, cure_for_too_few, group_cases
+from ultrarefiner.datasets.tables import each_row
 from ultrarefiner.errors import SplitError
 from ultrarefiner.io import item_seed, read_rows, write_rows
 
 ROLES = ("train", "validation", "test", "holdout")
 COLUMNS = ["case", "group", "fold", "role"]
+# What is read of a table of cases.
+_USED = ("case", "group", "patient", "label", "sha256", "split")
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ def split_folds(
         SplitError: There are too few groups, the published folds do not fit, or there is no
             official test part.
     """
-    rows = sorted(read_rows(cases), key=lambda row: row["case"])
+    rows = sorted(each_row(cases, _USED), key=lambda row: row["case"])
     groups = group_cases(rows, config, cases)
     if official_test:
         holdout = _official_test(groups, rows, cases)
@@ -67,53 +70,64 @@ def split_folds(
             groups, list(groups.members), config.holdout, ("holdout", config.seed)
         )
     free = [group for group in groups.members if group not in holdout]
+    write_rows(
+        output,
+        COLUMNS,
+        _table(groups, free, holdout, config, published_folds, folds_from, cases),
+    )
 
-    table: list[dict[str, object]] = []
+
+def _table(
+    groups: Groups,
+    free: Sequence[str],
+    holdout: set[str],
+    config: SplitsConfig,
+    published: Path | str | None,
+    folds_from: Literal["made", "published"],
+    path: Path | str,
+) -> Iterator[dict[str, object]]:
+    """Yield the rows of the table, one fold at a time; see `split_folds`."""
     if config.protocol == "seed":
         if folds_from == "published":
             raise SplitError(
                 "splits.protocol: seed makes its own folds, and the dataset asks for "
                 "`folds: published`. Set the dataset's `folds: made`, or `splits.protocol: nested`."
             )
-        folds = _seed_folds(groups.cases(free), config, cases)
+        folds = _seed_folds(groups.cases(free), config, path)
         for fold, test in enumerate(folds):
             train = sorted(set(groups.cases(free)) - set(test))
-            table += fold_rows(
-                groups,
-                fold,
-                {
-                    "train": train,
-                    "validation": test,
-                    "test": test,
-                    "holdout": groups.cases(holdout),
-                },
-            )
-        _warn_of_crossing(groups, folds)
-    else:
-        if folds_from == "published":
-            group_folds = _published_folds(groups, free, published_folds, config)
-        else:
-            group_folds = _made_folds(groups, free, config, cases)
-        for fold, test_groups in enumerate(group_folds):
-            rest = [group for group in free if group not in test_groups]
-            validation = draw_groups(
-                groups, rest, config.validation, ("validation", config.seed, fold), leave=1
-            )
-            if not validation or len(validation) == len(rest):
-                raise SplitError(
-                    f"{cases}: fold {fold} has {len(rest)} group(s) outside its test set, too few "
-                    f"for training and validation (2 needed). {cure_for_too_few(groups, free, config)}"
-                )
             parts = {
-                "train": set(rest) - validation,
-                "validation": validation,
-                "test": test_groups,
-                "holdout": holdout,
+                "train": train,
+                "validation": test,
+                "test": test,
+                "holdout": groups.cases(holdout),
             }
-            table += fold_rows(
-                groups, fold, {role: groups.cases(part) for role, part in parts.items()}
+            yield from fold_rows(groups, fold, parts)
+        _warn_of_crossing(groups, folds)
+        return
+    if folds_from == "published":
+        group_folds = _published_folds(groups, free, published, config)
+    else:
+        group_folds = _made_folds(groups, free, config, path)
+    for fold, test_groups in enumerate(group_folds):
+        rest = [group for group in free if group not in test_groups]
+        validation = draw_groups(
+            groups, rest, config.validation, ("validation", config.seed, fold), leave=1
+        )
+        if not validation or len(validation) == len(rest):
+            raise SplitError(
+                f"{path}: fold {fold} has {len(rest)} group(s) outside its test set, too few "
+                f"for training and validation (2 needed). {cure_for_too_few(groups, free, config)}"
             )
-    write_rows(output, COLUMNS, table)
+        parts = {
+            "train": set(rest) - validation,
+            "validation": validation,
+            "test": test_groups,
+            "holdout": holdout,
+        }
+        yield from fold_rows(
+            groups, fold, {role: groups.cases(part) for role, part in parts.items()}
+        )
 
 
 def read_split(splits: Path | str, fold: int) -> dict[str, list[str]]:
@@ -132,7 +146,8 @@ def read_split(splits: Path | str, fold: int) -> dict[str, list[str]]:
     """
     parts: dict[str, list[str]] = {role: [] for role in ROLES}
     folds = set()
-    for row in read_rows(splits):
+    # Row by row: the table has a row for each case and fold.
+    for row in each_row(splits, ("case", "fold", "role")):
         folds.add(row["fold"])
         if row["fold"] == str(fold):
             if row["role"] not in parts:

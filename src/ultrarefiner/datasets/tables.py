@@ -1,9 +1,9 @@
-"""CSV tables that users write or archives bring: columns by name, rows with their line number."""
+"""CSV tables that users write or archives bring, rows with their line number; and our own, streamed."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ultrarefiner.errors import DatasetError
@@ -54,6 +54,24 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
         for line, row in lines
         if any(row)
     ]
+
+
+def each_row(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, str]]:
+    """Yield the rows of a CSV that this project wrote, one at a time.
+
+    Args:
+        path: The table.
+        columns: Those to keep; one that the table lacks is left out. None: all.
+
+    Yields:
+        A dict of strings.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with open(path, newline="", encoding="utf-8") as handle:
+        for row in csv.DictReader(handle):
+            yield row if columns is None else {name: row[name] for name in columns if name in row}
 
 
 def _cells(row: list[str]) -> list[str]:

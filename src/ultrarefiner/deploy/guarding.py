@@ -12,6 +12,7 @@ from ultrarefiner.config import GuardConfig
 from ultrarefiner.datasets.splits import read_split
 from ultrarefiner.deploy.bundle import bundle_of_run
 from ultrarefiner.deploy.pipeline import open_method
+from ultrarefiner.deploy.runs import read_record
 from ultrarefiner.models.cards import check_leak, read_card
 from ultrarefiner.refine.guard import candidate_rules, choose_rule
 from ultrarefiner.refine.guard_jobs import write_rule
@@ -19,6 +20,7 @@ from ultrarefiner.training.data import Prepared, PreparedCases
 
 
 def choose_guard(
+    run: str | Path,
     study: str | Path,
     method: str,
     reference: str,
@@ -33,7 +35,8 @@ def choose_guard(
     """Write the rule of the highest mean Dice over a fold's validation cases.
 
     Args:
-        study: ``study.json`` of the run, in its folder of results.
+        run: Folder of the run.
+        study: Record of the study, as ``study.json`` of a finished run is one.
         method: The refined or end-to-end method.
         reference: The coarse model that it gives way to.
         trainset: What the models were trained on.
@@ -48,10 +51,11 @@ def choose_guard(
         LeakError: A model was trained on validation cases, which would say nothing.
         WeightsError: A model is absent, damaged, or another's.
     """
-    run = Path(study).parent
+    run, config = Path(run), read_record(study)
     cases = read_split(splits, fold)["validation"]
     coarse, refined = (
-        bundle_of_run(run.parent, run.name, name, trainset, fold) for name in (reference, method)
+        bundle_of_run(run.parent, run.name, name, trainset, fold, config)
+        for name in (reference, method)
     )
     cards = [read_card(one.path(of.card)) for one in (coarse, refined) for of in one.members]
     for card in cards:

@@ -49,6 +49,18 @@ def read_study(results: str | Path, run: str) -> StudyConfig:
                 "`snakemake` with its study again; what is made already stays."
             )
         raise ConfigError(f"{unknown_name('run', run, known)} Runs are looked for in {results}.")
+    return read_record(path)
+
+
+def read_record(path: str | Path) -> StudyConfig:
+    """Return the configuration in a record of a study.
+
+    Args:
+        path: JSON as ``record_study`` writes it.
+
+    Raises:
+        UltraRefinerError: The file is absent or holds none.
+    """
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise ConfigError(f"{path} holds no study. Delete it and run `snakemake` again.")
@@ -61,6 +73,7 @@ def bundle_of_run(
     method: str,
     trainset: str | None = None,
     fold: int | None = None,
+    config: StudyConfig | None = None,
 ) -> Bundle:
     """Return a method of a finished run, all of its files found.
 
@@ -70,6 +83,7 @@ def bundle_of_run(
         method: Name of the method, without ``@``.
         trainset: What the models were trained on; None: the only one that the run has.
         fold: Take the models of this fold alone; None: of all folds.
+        config: The study; None: that of the finished run.
 
     Raises:
         ConfigError: There is no such run, method, trainset or fold; or the method needs the truth.
@@ -78,7 +92,7 @@ def bundle_of_run(
         UltraRefinerError: Another file of the method is not there.
     """
     results = Path(results)
-    config = read_study(results, run)
+    config = config or read_study(results, run)
     found = _method(config, method)
     name = _trainset(config, run, trainset)
     folds = config.splits.run_folds

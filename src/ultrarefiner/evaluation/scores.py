@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import numpy as np
 
 from ultrarefiner.datasets.loader import CaseRow, read_cases
 from ultrarefiner.datasets.parts import parse_part, read_part
+from ultrarefiner.datasets.tables import each_row
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.evaluation.metrics import METRICS, score_case
 from ultrarefiner.images import read_mask
-from ultrarefiner.io import read_rows, write_rows
+from ultrarefiner.io import write_rows
 
 SCORE_COLUMNS = [
     *("dataset", "evaluation", "member", "fold", "case", "group", "label"),
@@ -100,7 +102,8 @@ def score_masks(
     """
     masks, truth = Path(masks), Path(truth)
     where, wanted = parse_part(part), read_part(splits, part)
-    known = {row.case: row for row in read_cases(cases)}
+    mine = set(wanted)
+    known = {row.case: row for row in read_cases(cases) if row.case in mine}
     refuse(
         [case for case in wanted if case not in known],
         f"test cases of {part} in {splits} are not in {cases}",
@@ -111,44 +114,56 @@ def score_masks(
         f"test cases of {part} have no mask of {method} in {masks}",
         "run the job that predicts them again; every method is scored on every test case",
     )
-    rows, wrong_size = [], []
-    for case in wanted:
-        predicted = read_mask(masks / f"{case}.png")
-        true = read_mask(truth / f"{case}.png")
-        if predicted.shape != true.shape:
-            wrong_size.append(f"{case} (mask {predicted.shape}, truth {true.shape})")
-            continue
-        spacing = _spacing(known[case], cases)
-        row = {
-            "dataset": dataset,
-            "evaluation": where.evaluation,
-            "member": where.member,
-            "fold": where.fold,
-            "case": case,
-            "group": known[case].group or case,
-            "label": known[case].label,
-            "method": method,
-            "trained_on": trained_on,
-            "prompt_source": prompt_source,
-            **score_case(predicted, true, spacing),
-            "oracle": oracle,
-            "selection": selection,
-            "seen": seen,
-            "area_share": float(true.mean()),
-            "overlay": known[case].overlay,
-            "border": "yes" if known[case].border else "no",
-            "look_alike": "yes" if known[case].look_alikes else "no",
-            "spacing": "unknown" if spacing is None else "known",
-        }
-        rows.append({name: plain(row[name]) for name in SCORE_COLUMNS})
-    refuse(
-        wrong_size,
-        f"masks of {method} in {masks} do not have the size of the truth",
-        "masks are scored at the original size only; run the job that predicts them again",
-    )
-    write_rows(output, SCORE_COLUMNS, rows)
-    missed = sum(row["empty_prediction"] == "true" != row["empty_truth"] for row in rows)
-    _log.info("%s, %s, %s: %d cases, %d missed", dataset, method, part, len(rows), missed)
+    head = {
+        "dataset": dataset,
+        "evaluation": where.evaluation,
+        "member": where.member,
+        "fold": where.fold,
+        "method": method,
+        "trained_on": trained_on,
+        "prompt_source": prompt_source,
+        "oracle": oracle,
+        "selection": selection,
+        "seen": seen,
+    }
+    missed = 0
+
+    def scored() -> Iterator[Row]:
+        # Written as they come, so that a hundred thousand cases take the memory of one.
+        nonlocal missed
+        wrong_size = []
+        for case in wanted:
+            predicted = read_mask(masks / f"{case}.png")
+            true = read_mask(truth / f"{case}.png")
+            if predicted.shape != true.shape:
+                wrong_size.append(f"{case} (mask {predicted.shape}, truth {true.shape})")
+                continue
+            spacing = _spacing(known[case], cases)
+            row = head | _about(known[case], true, spacing) | score_case(predicted, true, spacing)
+            missed += row["empty_prediction"] and not row["empty_truth"]
+            yield {name: plain(row[name]) for name in SCORE_COLUMNS}
+        refuse(
+            wrong_size,
+            f"masks of {method} in {masks} do not have the size of the truth",
+            "masks are scored at the original size only; run the job that predicts them again",
+        )
+
+    write_rows(output, SCORE_COLUMNS, scored())
+    _log.info("%s, %s, %s: %d cases, %d missed", dataset, method, part, len(wanted), missed)
+
+
+def _about(row: CaseRow, truth: np.ndarray, spacing: tuple[float, float] | None) -> Row:
+    """Return what a score row says of its case."""
+    return {
+        "case": row.case,
+        "group": row.group or row.case,
+        "label": row.label,
+        "area_share": float(truth.mean()),
+        "overlay": row.overlay,
+        "border": "yes" if row.border else "no",
+        "look_alike": "yes" if row.look_alikes else "no",
+        "spacing": "unknown" if spacing is None else "known",
+    }
 
 
 def refuse(cases: list[str], what: str, cure: str) -> None:
@@ -181,23 +196,24 @@ def read_scores(path: str | Path) -> list[Row]:
         UltraRefinerError: The file is absent, lacks a column, or a cell does not hold its type.
     """
     cure = "Delete it and run again to make it anew."
+    rows: list[Row] = []
     try:
-        rows = read_rows(path)
+        for row in each_row(path):
+            if not rows and (missing := [name for name in SCORE_COLUMNS if name not in row]):
+                raise UltraRefinerError(f"{path} lacks the columns {', '.join(missing)}. {cure}")
+            rows.append(_typed(row))
     except OSError as error:
         raise UltraRefinerError(f"cannot read {path}: {error.strerror}. {cure}") from error
-    if not rows:
-        raise UltraRefinerError(f"{path} has no rows. {cure}")
-    missing = [name for name in SCORE_COLUMNS if name not in rows[0]]
-    if missing:
-        raise UltraRefinerError(f"{path} lacks the columns {', '.join(missing)}. {cure}")
-    try:
-        return [_typed(row) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise UltraRefinerError(f"{path} has a cell that is no score: {error}. {cure}") from error
+    if not rows:
+        raise UltraRefinerError(f"{path} has no rows. {cure}")
+    return rows
 
 
 def _typed(row: dict[str, str]) -> Row:
-    typed: Row = {name: row[name] for name in SCORE_COLUMNS}
+    # Most cells hold one of a few words, each of which is in memory once.
+    typed: Row = {name: sys.intern(row[name]) for name in SCORE_COLUMNS}
     for name, words in _WORDS.items():
         if row[name] not in words:
             raise ValueError(f"{name} of {row['case']} is '{row[name]}'")

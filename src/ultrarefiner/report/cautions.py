@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from ultrarefiner.code import OtherCode
 from ultrarefiner.report.end_to_end import ended_early, kept_as_they_were
 from ultrarefiner.report.finetuning import finetuned, not_improved, untrained_prompts
 from ultrarefiner.report.results import Numbers
@@ -37,6 +38,7 @@ def caution(
     checks: Sequence[Mapping[str, Any]],
     cards: Sequence[Mapping[str, Any]],
     provenance: Mapping[str, Any],
+    other_code: OtherCode | None = None,
 ) -> list[Caution]:
     """Return what to know before trusting the numbers, the gravest first."""
     return [
@@ -53,6 +55,7 @@ def caution(
         *_single(scores),
         *_groups(scores),
         *_misses(summary),
+        *_other_code(other_code),
         *_revisions(cards, provenance),
         *_doctor(checks),
     ]
@@ -143,6 +146,21 @@ def _single(scores: pd.DataFrame) -> list[Caution]:
         Caution(
             "No ensemble predicted what no fold holds: the numbers are those of a single model.",
             lonely,
+        )
+    ]
+
+
+def _other_code(found: OtherCode | None) -> list[Caution]:
+    if found is None or not (found.changed or found.unknown):
+        return []
+    lines = [f"{rule}: {count} by older code" for rule, count in found.changed.items()]
+    lines += [f"{rule}: {count}, code not recorded" for rule, count in found.unknown.items()]
+    total = sum(found.changed.values()) + sum(found.unknown.values())
+    return [
+        Caution(
+            f"Not all results were made by the present code: {total} by older code, or nobody knows "
+            "by which. `rerun_on_code_change: true` makes them again.",
+            lines,
         )
     ]
 

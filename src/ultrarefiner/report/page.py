@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from ultrarefiner.code import made_by_other_code
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.evaluation.subgroups import SIZES
 from ultrarefiner.io import read_json, write_text
@@ -112,7 +113,16 @@ def write_report(
             reference=reference,
             findings=find(data),
             cautions=caution(
-                data.scores, data.summary, data.overlaps, examined, models, provenance
+                data.scores,
+                data.summary,
+                data.overlaps,
+                examined,
+                models,
+                provenance,
+                # The page stands in the folder `report` of its run.
+                made_by_other_code(Path(output).parents[1])
+                if config.get("rerun_on_code_change")
+                else None,
             ),
             book=book,
             datasets=[

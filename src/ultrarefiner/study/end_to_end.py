@@ -107,11 +107,13 @@ class EndToEndMethods:
         return [*trained, *(file for file in others if file)]
 
     def asked(self, method: str) -> dict[str, Any]:
-        """Return how a guarded method prompts; what its models are, its inputs say."""
+        """Return how a guarded method predicts and prompts; what its models are, its inputs say."""
+        rows = {**self.config.coarse, **self.config.end_to_end}
+        flips = {"flips": rows[self.fallback(method)].flips}
         if method in self.names:
-            return {}
+            return flips | {"own_flips": self.of(method).flips}
         refiner, _, prompt = method.partition("-")
-        return {
+        return flips | {
             "prompt": self.config.prompts[prompt].model_dump(mode="json"),
             "options": refiner_options(self.config, refiner),
         }

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ultrarefiner.config import DatasetConfig
 from ultrarefiner.datasets import DATASETS
 from ultrarefiner.datasets.dicom import DICOM_SUFFIXES
-from ultrarefiner.io import json_sha256
 from ultrarefiner.models.weights import registered
 
 _SAMPLE, _SAMPLES = 1 << 16, 63  # bytes of a sample of a weights file, and how many more
+_READERS, _TASK = 8, 256  # files of a raw folder opened at a time, and in a row
 # What a dataset folder is read for; other files in it (notes, thumbnails) change nothing.
 _DATA_SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".csv"),
@@ -38,19 +41,50 @@ def folder_listing(root: str | None) -> str:
     """
     if root is None or not Path(root).is_dir():
         return "absent"
-    entries = []
-    for folder, folders, names in os.walk(root, followlinks=True):
+    names = []
+    for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(folder) / name
-            if _is_data(path) and not name.startswith("."):
-                entries.append((path.relative_to(root).as_posix(), *_size_and_end(path)))
-    return json_sha256(sorted(entries))[:16]
+        # As os.walk joins them: a Path for each of some hundred thousand files would take seconds.
+        below = Path(folder).relative_to(root).as_posix()
+        start = "" if below == "." else f"{below}/"
+        names += [start + name for name in files if _is_data(name) and not name.startswith(".")]
+    # The digest of the canonical JSON of all entries, whose text is never in memory as a whole.
+    digest, comma = sha256(b"["), b""
+    for entry in _entries(root, sorted(names)):
+        digest.update(comma + json.dumps(entry, separators=(",", ":")).encode())
+        comma = b","
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
 
 
-def _is_data(path: Path) -> bool:
+def _entries(root: str, names: Sequence[str]) -> Iterator[tuple[str, int, str]]:
+    """Yield name, size and end of files, several of which are opened at a time."""
+    tasks = [names[first : first + _TASK] for first in range(0, len(names), _TASK)]
+    with ThreadPoolExecutor(_READERS) as pool:
+        # A few tasks at a time: what waits to be told takes more memory than the names.
+        for first in range(0, len(tasks), _READERS):
+            read = partial(_sizes_and_ends, root)
+            for task in pool.map(read, tasks[first : first + _READERS]):
+                yield from task
+
+
+def _sizes_and_ends(root: str, names: Sequence[str]) -> list[tuple[str, int, str]]:
+    # A PNG ends with checksums of its pixels, so an edit that keeps the size is seen too.
+    found = []
+    for name in names:
+        handle = os.open(f"{root}/{name}", os.O_RDONLY)
+        try:
+            size = os.fstat(handle).st_size
+            found.append((name, size, os.pread(handle, 64, max(size - 64, 0)).hex()))
+        finally:
+            os.close(handle)
+    return found
+
+
+def _is_data(name: str) -> bool:
+    suffix = PurePath(name).suffix
     # DICOM files are often named by their number: 1.2.840.113619.2.1.
-    return path.suffix.lower() in _DATA_SUFFIXES or path.suffix[1:].isdecimal()
+    return suffix.lower() in _DATA_SUFFIXES or suffix[1:].isdecimal()
 
 
 def own_weights(name_or_path: str | None) -> str | None:
@@ -73,11 +107,3 @@ def own_weights(name_or_path: str | None) -> str | None:
             handle.seek(max(last, 0) * number // _SAMPLES)
             digest.update(handle.read(_SAMPLE))
     return digest.hexdigest()[:16]
-
-
-def _size_and_end(path: Path) -> tuple[int, str]:
-    # A PNG ends with checksums of its pixels, so an edit that keeps the size is seen too.
-    with open(path, "rb") as handle:
-        size = handle.seek(0, os.SEEK_END)
-        handle.seek(max(size - 64, 0))
-        return size, handle.read().hex()

@@ -180,19 +180,20 @@ def shelved(config: StudyConfig, methods: list[Method]) -> Iterator[Shelved]:
                     yield Shelved(dataset, replace(method, at=at), part)
 
 
-def stands(shelf: list[Shelved], method: str) -> bool:
-    """Return whether some evaluation has one predictor, or the mean of all, for a method.
+def standing(shelf: list[Shelved]) -> set[str]:
+    """Return the methods for which some evaluation has one predictor, or the mean of all.
 
     Elsewhere the models of several folds predict the same cases, each for itself.
     """
-    found: dict[tuple[str, str], list[Part]] = {}
+    found: dict[tuple[str, str, str], list[Part]] = {}
     for one in shelf:
-        if one.method.name == method:
-            found.setdefault((one.dataset, one.part.evaluation), []).append(one.part)
-    return any(
-        evaluation == "folds" or len(mine) == 1 or any(part.member == "mean" for part in mine)
-        for (_, evaluation), mine in found.items()
-    )
+        key = one.method.name, one.dataset, one.part.evaluation
+        found.setdefault(key, []).append(one.part)
+    return {
+        method
+        for (method, _, evaluation), mine in found.items()
+        if evaluation == "folds" or len(mine) == 1 or any(part.member == "mean" for part in mine)
+    }
 
 
 def calibrated(shelf: list[Shelved], dataset: str, coarse: str) -> list[Part]:

@@ -160,12 +160,12 @@ class Study:
 
         Not those that several models apply to the same cases with none that stands for them all.
         """
-        prompts = self.config.prompts
-        plain = {name: row.model_dump(exclude={"source"}) for name, row in prompts.items()}
+        standing, prompts = table.standing(self.shelf), self.config.prompts.items()
+        plain = {name: row.model_dump(exclude={"source"}) for name, row in prompts}
         mine = [
             method
             for method in self.applied.values()
-            if method.refiner and not method.guarded and table.stands(self.shelf, method.name)
+            if method.refiner and not method.guarded and method.name in standing
         ]
         return [
             {"method": one.name, "oracle_method": other.name}
@@ -198,7 +198,12 @@ class Study:
 
     def embeddings_of(self, refiner: str) -> str | None:
         """Return the name under which a refiner's embeddings are shelved; None: it has none."""
-        return embeddings_name(self.config, refiner)
+        # Every job of a plan asks.
+        return self._embeddings_names[refiner]
+
+    @cached_property
+    def _embeddings_names(self) -> dict[str, str | None]:
+        return {name: embeddings_name(self.config, name) for name in self.config.refiners}
 
     def view_of(self, prompt: str) -> View:
         """Return what a refiner sees of an image in a prompt mode."""
@@ -213,14 +218,13 @@ class Study:
             name += f"-reach{recipe.reach:.10g}"
         return View(name + "-oracle" * row.oracle, recipe, row.oracle)
 
-    @property
+    @cached_property
     def views(self) -> dict[str, View]:
         """The views that images are encoded in, by name."""
         shelving = [name for name in self.config.compare.refine if self.embeddings_of(name)]
         prompts = {p: None for name in shelving for p in self.config.compare.refine[name]}
         views = {view.name: view for view in map(self.view_of, prompts)}
-        pointed = set(self.config.points.refiners if self.config.points else [])
-        if any(name in pointed or self._trains_on_images(name) for name in shelving):
+        if any(map(self._takes_whole_images, shelving)):
             views[self.full_view.name] = self.full_view
         return views
 
@@ -230,10 +234,7 @@ class Study:
         return View("full")
 
     def weights_file(self, refiner: str) -> str | None:
-        """Return the path of a refiner's weights, there or still to be fetched.
-
-        None: it has none, or a file of the user's own is not there.
-        """
+        """Return the path of a refiner's weights; None: none, or a file of one's own is absent."""
         return planned_file(self.config.refiners[refiner].weights)
 
     def pretrained_file(self, coarse: str) -> str | None:
@@ -247,7 +248,7 @@ class Study:
         folders = [run.parent, run, run / "report", *(run / name for name in names)]
         return next((path for path in folders if path.exists() and not path.is_dir()), None)
 
-    @property
+    @cached_property
     def embedders(self) -> dict[str, str]:
         """The refiner that makes the embeddings of each weights name.
 
@@ -271,10 +272,8 @@ class Study:
                 and refiners are trained on them.
         """
         sharing = self._sharing(name)
-        if evaluation == "folds":
-            points = set(self.config.points.refiners if self.config.points else [])
-            if any(one in points or self._trains_on_images(one) for one in sharing):
-                return True
+        if evaluation == "folds" and any(map(self._takes_whole_images, sharing)):
+            return True
         return any(
             self.view_of(prompt).window is None
             for refiner in sharing
@@ -327,8 +326,9 @@ class Study:
             first = next(o for o in mine if (o.method.refiner, o.method.at) == (refiner, at)).part
             return [] if part == first else [self.index(refiner, full, dataset, at, first)]
         # All images of the dataset: those of its folds and its hold-out are encoded by their own jobs.
-        own = {one.part for one in mine if self.embeds_full_images(name, one.part.evaluation)}
-        cases = sorted({some.cases for some in own} - {"unseen"})
+        parts = {one.part for one in mine}
+        own = {one.cases for one in parts if self.embeds_full_images(name, one.evaluation)}
+        cases = sorted(own - {"unseen"})
         return [self.index(refiner, full, dataset, at, parse_part(name)) for name in cases]
 
     def training_indices(self, trainset: str, refiner: str, fit: str) -> list[str]:
@@ -354,11 +354,12 @@ class Study:
             if fold != mine  # what a fold reports on no other role of it holds
         ]
 
-    def _trains_on_images(self, refiner: str) -> bool:
-        """Return whether a training needs the embeddings of whole images of a refiner."""
-        joint = self.end_to_end
-        mine = [name for name in joint.names if joint.of(name).refiner == refiner]
-        return self.finetuning.embeds(refiner) or any(map(joint.embeds, mine))
+    def _takes_whole_images(self, refiner: str) -> bool:
+        """Return whether a training or the analysis of points needs embeddings of whole images."""
+        joint, points = self.end_to_end, self.config.points
+        if self.finetuning.embeds(refiner) or (points and refiner in points.refiners):
+            return True
+        return any(joint.of(name).refiner == refiner and joint.embeds(name) for name in joint.names)
 
     def _sharing(self, name: str) -> list[str]:
         return [row for row in self.config.compare.refine if self.embeddings_of(row) == name]

@@ -20,7 +20,7 @@ from ultrarefiner.models.cards import write_card
 from ultrarefiner.models.transunet import load_imagenet21k
 from ultrarefiner.models.weights import locate_weights
 from ultrarefiner.models.weights_record import checked_sha256
-from ultrarefiner.runtime import choose_device, seed_everything
+from ultrarefiner.runtime import seed_everything
 from ultrarefiner.training import console
 from ultrarefiner.training.checkpoint import licences, save_weights, versions
 from ultrarefiner.training.coarse_segmenter import predict
@@ -34,10 +34,12 @@ from ultrarefiner.training.data import (
 )
 from ultrarefiner.training.engine import fit
 from ultrarefiner.training.history import FitResult
+from ultrarefiner.training.launch import on_gpus
 from ultrarefiner.training.losses import coarse_loss, deep_supervision_loss, list_outputs
 from ultrarefiner.training.resume import ResumeFolder
 from ultrarefiner.training.settings import EngineSettings, settings_of
 from ultrarefiner.training.signals import Check
+from ultrarefiner.training.team import ALONE, Team
 
 log = logging.getLogger(__name__)
 
@@ -46,20 +48,25 @@ class CoarseTask:
     """Training of a coarse model, as the engine sees it."""
 
     def __init__(
-        self, model: nn.Module, train: CoarseData, validation: CoarseData, config: CoarseConfig
+        self,
+        model: nn.Module,
+        train: CoarseData,
+        validation: CoarseData,
+        config: CoarseConfig,
+        team: Team = ALONE,
     ) -> None:
-        self.model, self.validation, self.config = model, validation, config
+        self.model, self.validation, self.config, self.team = model, validation, config, team
         self._batches = TrainingBatches(
-            train, config.augment, config.batch_size, config.seed, config.workers
+            train, config.augment, config.batch_size, config.seed, config.workers, team
         )
 
     def batch_sizes(self, epoch: int) -> list[int]:
         """Return the samples of each batch; every epoch has the same."""
         return self._batches.sizes
 
-    def batches(self, epoch: int) -> Iterator[list[torch.Tensor]]:
-        """Return the augmented batches of an epoch."""
-        return self._batches.epoch(epoch)
+    def batches(self, epoch: int, first: int = 0) -> Iterator[list[torch.Tensor]]:
+        """Return the augmented batches of an epoch from a first one on."""
+        return self._batches.epoch(epoch, first)
 
     def losses(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each sample's loss, (B,), and confusion counts at the model's size, (B, 4)."""
@@ -79,14 +86,19 @@ class CoarseTask:
 
     def validate(self, check: Check) -> dict[str, float]:
         """Return means over the validation cases, masks compared at original size."""
-        data, counts, losses = self.validation, [], []
-        for one in predict(self.model, data, self.config.batch_size, check):
+        team, size = self.team, self.config.batch_size
+        share = team.share(len(self.validation))
+        data, counts, losses = self.validation.part(share.start, share.stop), [], []
+        for one in predict(self.model, data, size, check):
             truth = torch.from_numpy(data.truths[one.index])
             counts.append(confusion_counts(torch.from_numpy(one.mask), truth))
             label = torch.from_numpy(data.labels[one.index]).long().to(one.logits.device)
-            losses.append(self._loss(one.logits[None], label[None]))
-        loss = float(torch.cat(losses).cpu().double().mean())
-        return mean_measures(torch.stack(counts)) | {"loss": loss}
+            losses.append(self._loss(one.logits[None], label[None])[0])
+        for _ in range(team.spare_rounds(len(self.validation), size)):
+            check()
+        index = range(share.start, share.stop)
+        loss = float(team.gather(index, losses).double().mean())
+        return mean_measures(team.gather(index, counts)) | {"loss": loss}
 
 
 def _starting_weights(config: CoarseConfig) -> Path | None:
@@ -114,6 +126,7 @@ def _fold_cases(splits: Path, fold: int) -> dict[str, list[str]]:
     return roles
 
 
+@on_gpus
 def train_coarse(
     config: CoarseConfig,
     name: str,
@@ -126,6 +139,8 @@ def train_coarse(
     card: str | Path,
     history: str | Path,
     device: str = "auto",
+    *,
+    team: Team,
 ) -> None:
     """Train a coarse model on one fold and write the weights of its best epoch.
 
@@ -145,13 +160,14 @@ def train_coarse(
         card: Card to write.
         history: CSV to write, one row an epoch.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        team: Who trains; the first member alone writes.
 
     Raises:
         ConfigError: The model or the device is unknown, or the model has no such start or key.
         WeightsError: The starting weights are absent or another model's.
         SplitError: The fold has no training or validation cases.
         DatasetError: A case is in none of the folders.
-        SystemExit: SIGTERM came (status 143); the next run goes on from the last finished epoch.
+        SystemExit: A signal to stop came (status 143 or 130); the next run goes on from there.
     """
     model, splits = Path(model), Path(splits)
     if problems := list(unusable_keys(config)):
@@ -183,14 +199,19 @@ def train_coarse(
             # How a model is planned may change with the version; weights of another plan do not fit.
             **({"architecture": architecture} if "options" in architecture else {}),
         },
+        team,
     )
     settings = settings_of(config, model.parent, device)
-    if resume.is_empty:
+    if team.is_first and resume.is_empty:
         shutil.rmtree(model.parent / "tensorboard", ignore_errors=True)
     log.info(
-        "%s", _header(config, name, trainset, fold, protocol, roles, architecture, net, settings)
+        "%s",
+        _header(config, name, trainset, fold, protocol, roles, architecture, net, settings, team),
     )
-    result = fit(CoarseTask(net, train, validation, config), settings, resume, history)
+    task = CoarseTask(net, train, validation, config, team)
+    result = fit(task, settings, resume, history, team=team)
+    if not team.is_first:
+        return
     save_weights(model, net.state_dict())
     selection = "reported fold" if protocol == "seed" else "validation"
     write_card(
@@ -229,6 +250,7 @@ def _header(
     architecture: dict[str, Any],
     net: nn.Module,
     settings: EngineSettings,
+    team: Team,
 ) -> str:
     sizes = [parameter.numel() for parameter in net.parameters()]
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
@@ -249,7 +271,7 @@ def _header(
             "start": start,
             "schedule": f"{config.epochs} epochs, batches of {config.batch_size} x "
             f"{config.accumulate}, {config.optimizer}, lr {config.lr:g}",
-            "device": f"{choose_device(settings.device)}, {config.precision}, seed {config.seed}",
+            "device": f"{team.devices(settings.device)}, {config.precision}, seed {config.seed}",
         },
     )
 

@@ -19,6 +19,8 @@ from ultrarefiner.datasets.loader import read_prepared
 from ultrarefiner.errors import DatasetError
 from ultrarefiner.io import item_seed
 from ultrarefiner.models import height_width
+from ultrarefiner.training.signals import STOPPING
+from ultrarefiner.training.team import ALONE, Team
 
 Prepared = str | Path | Sequence[str | Path]
 """One folder of prepared cases, or those of several datasets."""
@@ -182,6 +184,13 @@ class CoarseData:
     def __len__(self) -> int:
         return len(self.cases)
 
+    def part(self, start: int, stop: int) -> CoarseData:
+        """Return some of the cases that follow each other."""
+        some = slice(start, stop)
+        return CoarseData(
+            self.cases[some], self.images[some], self.labels[some], self.truths[some], self.digests
+        )
+
 
 def as_input(images: torch.Tensor) -> torch.Tensor:
     """Turn uint8 (B, H, W, 3) RGB into the models' input: float32 (B, 3, H, W), value / 255."""
@@ -256,24 +265,28 @@ def batch_sizes(count: int, batch_size: int) -> list[int]:
 class _EpochBatches(Sampler):
     """Lists of (epoch, index) in an order drawn from the seed and the epoch alone."""
 
-    def __init__(self, cases: Sequence[str], batch_size: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = len(cases), seed, 0
+    def __init__(self, cases: Sequence[str], batch_size: int, seed: int, team: Team) -> None:
+        self.count, self.seed, self.team = len(cases), seed, team
+        self.epoch = self.first = 0
         self.sizes = batch_sizes(len(cases), batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng(item_seed(self.seed, "order", self.epoch))
         order = rng.permutation(self.count).tolist()
-        for size in self.sizes:
+        for number, size in enumerate(self.sizes):
             batch, order = order[:size], order[size:]
-            yield [(self.epoch, index) for index in batch]
+            if number >= self.first:
+                share = self.team.batch_share(size)
+                yield [(self.epoch, index) for index in batch[share.start : share.stop]]
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.sizes) - self.first
 
 
-def _ignore_sigterm(_worker: int) -> None:
+def _ignore_signals(_worker: int) -> None:
     # The scheduler signals every process of a job; the main one stops the workers in its own time.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class TrainingBatches:
@@ -285,6 +298,7 @@ class TrainingBatches:
         batch_size: The most samples of a batch.
         seed: Seed of order and augmentation.
         workers: Processes that make the samples; 0: this one.
+        team: Who trains; each member gets its part of each batch, by its part of the workers.
     """
 
     def __init__(
@@ -294,14 +308,16 @@ class TrainingBatches:
         batch_size: int,
         seed: int,
         workers: int = 0,
+        team: Team = ALONE,
     ) -> None:
-        self._batches = _EpochBatches(data.cases, batch_size, seed)
+        self._batches = _EpochBatches(data.cases, batch_size, seed, team)
+        workers = math.ceil(workers / team.on_node)
         self._loader = DataLoader(
             _AugmentedCases(data, augment, seed),
             batch_sampler=self._batches,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_ignore_sigterm,
+            worker_init_fn=_ignore_signals,
             pin_memory=torch.cuda.is_available(),
             # Its own generator: the loader must not take from the numbers that dropout uses.
             generator=torch.Generator(),
@@ -309,10 +325,15 @@ class TrainingBatches:
 
     @property
     def sizes(self) -> list[int]:
-        """Samples of each batch."""
+        """Samples of each batch, over all members of a team."""
         return self._batches.sizes
 
-    def epoch(self, epoch: int) -> Iterator[list[torch.Tensor]]:
-        """Give the batches of an epoch: uint8 images (B, H, W, 3) and labels (B, H, W)."""
-        self._batches.epoch = epoch
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[list[torch.Tensor]]:
+        """Give the batches of an epoch: uint8 images (B, H, W, 3) and labels (B, H, W).
+
+        Args:
+            epoch: The epoch, from 0.
+            first: The first batch to give.
+        """
+        self._batches.epoch, self._batches.first = epoch, first
         return iter(self._loader)

@@ -30,7 +30,7 @@ from ultrarefiner.models.weights_record import checked_sha256
 from ultrarefiner.refine import load_refiner
 from ultrarefiner.refine.sam import SamRefiner
 from ultrarefiner.refine.shelf import Shelf
-from ultrarefiner.runtime import choose_device, seed_everything
+from ultrarefiner.runtime import seed_everything
 from ultrarefiner.training import console
 from ultrarefiner.training.checkpoint import (
     licences,
@@ -47,14 +47,17 @@ from ultrarefiner.training.end_to_end_task import (
 from ultrarefiner.training.engine import fit
 from ultrarefiner.training.features import Features
 from ultrarefiner.training.history import FitResult
+from ultrarefiner.training.launch import on_gpus
 from ultrarefiner.training.plan import Stage
 from ultrarefiner.training.resume import ResumeFolder
 from ultrarefiner.training.segmented import END_TO_END
 from ultrarefiner.training.settings import EngineSettings, settings_of
+from ultrarefiner.training.team import Team
 
 log = logging.getLogger(__name__)
 
 
+@on_gpus
 def train_end_to_end(
     config: EndToEndConfig,
     name: str,
@@ -76,6 +79,8 @@ def train_end_to_end(
     card: str | Path,
     history: str | Path,
     device: str = "auto",
+    *,
+    team: Team,
 ) -> None:
     """Train a coarse model and a refiner as one on a fold, and write the weights of its best epoch.
 
@@ -104,13 +109,14 @@ def train_end_to_end(
         card: Card to write.
         history: CSV to write, one row an epoch, led by one of epoch 0.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        team: Who trains; the first member alone writes, but for the shelf.
 
     Raises:
         ConfigError: Unknown family or option, or a part that the models do not have.
         WeightsError: Weights are absent, damaged, or not those of their card.
         SplitError: The fold has no training or validation cases, or a model is another fold's.
         LeakError: One of the models has seen cases that the fold reports on.
-        SystemExit: SIGTERM came (status 143); the next run goes on from the last finished epoch.
+        SystemExit: A signal to stop came (status 143 or 130); the next run goes on from there.
     """
     model, splits = Path(model), Path(splits)
     roles = read_fit(splits, f"fold{fold}")
@@ -132,6 +138,7 @@ def train_end_to_end(
         roles["train"],
         roles["validation"],
         facts["architecture"]["image_size"],
+        team,
     )
     file = locate_weights(weights)
     parents = {
@@ -147,14 +154,19 @@ def train_end_to_end(
             "cases": source.digests([*roles["train"], *roles["validation"]]),
             "parents": parents,
         },
+        team,
     )
     settings = _settings(config, model.parent, device)
-    if resume.is_empty:
+    if team.is_first and resume.is_empty:
         shutil.rmtree(model.parent / "tensorboard", ignore_errors=True)
     log.info("%s", _header(config, name, trainset, fold, task, stages, settings))
     if config.roi is None:
-        features.prepare(task.pictures())
-    result = fit(task, settings, resume, history, stages)
+        # As in train_refiner.
+        features.prepare(team.dealt(task.pictures(), sam.batch_size))
+        team.wait()
+    result = fit(task, settings, resume, history, stages, team)
+    if not team.is_first:
+        return
     about = {"family": family}
     if not config.encoder_changes:
         about[ENCODER_OF] = sam.weights_sha256
@@ -319,7 +331,8 @@ def _header(
             "trained": "; ".join(trained),
             "schedule": f"{config.epochs} epochs, batches of {config.batch_size} x "
             f"{config.accumulate}, {config.optimizer}, {config.schedule}",
-            "device": f"{choose_device(settings.device)}, {config.precision}, seed {config.seed}",
+            "device": f"{task.team.devices(settings.device)}, {config.precision}, "
+            f"seed {config.seed}",
         },
     )
 

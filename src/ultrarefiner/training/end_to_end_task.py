@@ -33,6 +33,7 @@ from ultrarefiner.training.losses import end_to_end_loss
 from ultrarefiner.training.plan import Stage
 from ultrarefiner.training.segmented import Segmented
 from ultrarefiner.training.signals import Check
+from ultrarefiner.training.team import ALONE, Team
 
 _SAM_PARTS = {
     "image_encoder": "encoder",
@@ -146,6 +147,7 @@ class EndToEndTask:
         train: Cases to train on.
         validation: Cases to select on.
         coarse_size: Input size of the coarse model, or the side of a square.
+        team: Who trains.
     """
 
     def __init__(
@@ -157,10 +159,11 @@ class EndToEndTask:
         train: Sequence[str],
         validation: Sequence[str],
         coarse_size: int | Sequence[int],
+        team: Team = ALONE,
     ) -> None:
         self.config, self.model, self.features, self.source = config, model, features, source
         self.train, self.validation = list(train), list(validation)
-        self.coarse_size = height_width(coarse_size)
+        self.coarse_size, self.team = height_width(coarse_size), team
         self._start = {
             name: one.detach().clone()
             for name, one in model.coarse.named_parameters()
@@ -191,8 +194,11 @@ class EndToEndTask:
                     shown = np.ascontiguousarray(image[:, ::-1]) if flip else image
                     yield case, flip, lambda shown=shown: shown
 
-    def batches(self, epoch: int) -> Iterator[list[EndToEndSample]]:
-        """Return the batches of an epoch, made ahead by threads; chance is each case's own."""
+    def batches(self, epoch: int, first: int = 0) -> Iterator[list[EndToEndSample]]:
+        """Return the batches of an epoch from a first one on, made ahead by threads.
+
+        Chance is each case's own.
+        """
         seed, size = self.config.seed, self.config.batch_size
         rng = np.random.default_rng(item_seed(seed, "order", epoch))
         order = [self.train[index] for index in rng.permutation(len(self.train))]
@@ -201,9 +207,10 @@ class EndToEndTask:
             chance = np.random.default_rng(item_seed(seed, "flip", epoch, case)).random()
             return self._sample(case, bool(chance < self.config.hflip), self.config.loss.size)
 
-        samples = read_ahead(make, order, ahead=size + 4)
-        for count in batch_sizes(len(order), size):
-            yield [next(samples) for _ in range(count)]
+        mine = self.team.batches(order, batch_sizes(len(order), size), first)
+        samples = read_ahead(make, (case for batch in mine for case in batch), ahead=size + 4)
+        for batch in mine:
+            yield [next(samples) for _ in batch]
 
     def losses(
         self, model: nn.Module, batch: list[EndToEndSample]
@@ -246,9 +253,10 @@ class EndToEndTask:
     @torch.no_grad()
     def validate(self, check: Check) -> dict[str, float]:
         """Return means over the validation cases, masks compared at original size."""
-        device = self.model.sam.device
-        counts: list[tuple[torch.Tensor, torch.Tensor]] = []
-        cases, size = self.validation, self.config.batch_size
+        device, team = self.model.sam.device, self.team
+        counts: list[torch.Tensor] = []
+        share, size = team.share(len(self.validation)), self.config.batch_size
+        cases = self.validation[share.start : share.stop]
         for start in range(0, len(cases), size):
             check()
             batch = [
@@ -258,8 +266,10 @@ class EndToEndTask:
             for one, sample in zip(conclude(self.model(batch), batch), batch, strict=True):
                 truth = sample.label.cpu() > 0
                 masks = (one.probability >= 0.5, one.coarse >= 0.5)
-                counts.append([confusion_counts(torch.from_numpy(mask), truth) for mask in masks])
-        refined, coarse = (
-            mean_measures(torch.stack(list(some))) for some in zip(*counts, strict=True)
-        )
+                both = [confusion_counts(torch.from_numpy(mask), truth) for mask in masks]
+                counts.append(torch.cat(both))
+        for _ in range(team.spare_rounds(len(self.validation), size)):
+            check()
+        found = team.gather(range(share.start, share.stop), counts)
+        refined, coarse = mean_measures(found[:, :4]), mean_measures(found[:, 4:])
         return refined | {"coarse_dice": coarse["dice"]}

@@ -1,7 +1,7 @@
 """The training engine: one loop for every phase, resumable to the bit on a CPU.
 
 What is trained is a ``Task``; how, an ``EngineSettings``. Devices, mixed precision and gradient
-scaling are lightning-fabric's.
+scaling are lightning-fabric's. Several processes train as one, see ``team``.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ from ultrarefiner.runtime import choose_device, seed_everything
 from ultrarefiner.training import console
 from ultrarefiner.training.history import FitResult, add_scalars, open_events, write_history
 from ultrarefiner.training.plan import Stage, one_stage, open_stages, stage_rates
+from ultrarefiner.training.progress import Progress
 from ultrarefiner.training.resume import ResumeFolder
 from ultrarefiner.training.settings import EngineSettings
+from ultrarefiner.training.shared_modules import sharing
 from ultrarefiner.training.signals import Check, stop_on_signal
+from ultrarefiner.training.team import ALONE, Team
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +47,11 @@ class Task(Protocol):
     def batch_sizes(self, epoch: int) -> list[int]:
         """Return the number of samples of each batch of an epoch, which counts from 0."""
 
-    def batches(self, epoch: int) -> Iterable[Any]:
-        """Return the batches of an epoch; they depend on the epoch and on nothing drawn before."""
+    def batches(self, epoch: int, first: int = 0) -> Iterable[Any]:
+        """Return the batches of an epoch from a first one on, of a team this member's part of each.
+
+        They depend on the epoch and on nothing drawn before.
+        """
 
     def losses(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss of each sample, (B,), and what to observe of each, (B, M) integers."""
@@ -54,7 +60,10 @@ class Task(Protocol):
         """Return means over an epoch's (N, M) observations, for the history."""
 
     def validate(self, check: Check) -> dict[str, float]:
-        """Return the validation metrics of the model; call ``check`` between batches."""
+        """Return the validation metrics of the model; call ``check`` between batches.
+
+        Members of a team share the cases and call ``check`` equally often.
+        """
 
 
 def set_train_mode(model: nn.Module) -> None:
@@ -113,15 +122,16 @@ def _groups(sizes: list[int], accumulate: int) -> list[tuple[int, bool]]:
     return groups
 
 
-def _rng_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def _rng_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of the random numbers, which is that of every member of a team."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return {"torch": torch.get_rng_state(), "cuda": cuda}
 
 
-def _set_rng_state(state: dict[str, Any]) -> None:
+def _set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 class _Run:
@@ -133,8 +143,9 @@ class _Run:
         settings: EngineSettings,
         resume: ResumeFolder,
         stages: Sequence[Stage] | None,
+        team: Team,
     ) -> None:
-        self.task, self.settings, self.resume = task, settings, resume
+        self.task, self.settings, self.resume, self.team = task, settings, resume, team
         self.stages = stages or one_stage(task.model, settings.lr)
         self.fabric = make_fabric(settings)
         self.model, self.optimizer = self.fabric.setup(
@@ -146,6 +157,8 @@ class _Run:
         ]
         self.step = 0
         self.result = FitResult()
+        self.progress: Progress | None = None
+        self._stopped: dict[str, Any] | None = None
         saved = resume.load()
         if saved is not None:
             self._restore(saved)
@@ -160,64 +173,84 @@ class _Run:
         self.optimizer.load_state_dict(saved["optimizer"])
         if saved["precision"]:
             self.fabric.strategy.precision.load_state_dict(saved["precision"])
-        _set_rng_state(saved["rng"])
-        self.step = saved["step"]
-        log.info("resuming after epoch %d of %d", len(saved["rows"]), self.settings.epochs)
+        self.step, self._stopped = saved["step"], saved.get("progress")
+        log.info(
+            "resuming after epoch %d of %d%s",
+            len(saved["rows"]),
+            self.settings.epochs,
+            f" and {self._stopped['batches']} batches" if self._stopped else "",
+        )
 
     def save(self) -> None:
-        """Save everything that the next epoch starts from."""
+        """Save everything that training goes on from, in the middle of an epoch too."""
+        progress = None
+        if self.progress is not None and self.progress.batches:
+            progress = self.progress.state(_rng_state(self.fabric.device))
         state = {
             "model": self.task.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
-            "rng": _rng_state(),
             "step": self.step,
+            "progress": progress,
             **self.result.state(),
         }
         self.resume.save(state, self.result.best_epoch)
+        # Who leaves early is taken for one that failed, and the first would be killed as it writes.
+        self.team.wait()
 
     def train_epoch(self, epoch: int, check: Check) -> dict[str, Any]:
         """Train one epoch and return its row of the history, without validation."""
-        settings, started = self.settings, time.perf_counter()
+        settings, team = self.settings, self.team
         # Seeded anew, so that an epoch's dropout does not depend on how training got here.
         seed_everything(item_seed(settings.seed, "epoch", epoch))
         open_stages(self.stages, epoch)
         set_train_mode(self.task.model)
-        groups = _groups(self.task.batch_sizes(epoch), settings.accumulate)
-        rates = self._rates()
-        losses, observed = [], []
+        sizes = self.task.batch_sizes(epoch)
+        progress = self.progress = Progress(team, sizes, self._stopped)
+        self._stopped = None
+        if progress.rng is not None:
+            _set_rng_state(progress.rng, self.fabric.device)
+        done = progress.batches
+        groups = _groups(sizes, settings.accumulate)[done:]
+        batches = zip(self.task.batches(epoch, done), groups, sizes[done:], strict=True)
         title = f"epoch {epoch + 1}/{settings.epochs}"
-        with tqdm(total=len(groups), desc=title, disable=None, leave=False) as bar:
-            for batch, (samples, ends_step) in zip(self.task.batches(epoch), groups, strict=True):
-                check()
+        with (
+            tqdm(batches, title, len(sizes), initial=done, disable=None, leave=False) as bar,
+            sharing(self.task.model, team) as current,
+        ):
+            for batch, (samples, ends_step), size in bar:
+                share = current.share = team.batch_share(size)
                 loss, seen = self.task.losses(self.model, self.fabric.to_device(batch))
                 # The mean over the samples of the step, however they are spread over its batches.
-                self.fabric.backward(loss.sum() / samples)
-                losses.append(loss.detach())
-                observed.append(seen)
+                self.fabric.backward(loss.sum() / (samples * share.copies))
+                progress.add(share, loss, seen)
                 if ends_step:
                     self._take_step()
-                bar.update()
-        loss = float(torch.cat(losses).mean())
+                    check()
+        losses, observed = progress.rows()
+        loss = float(losses.mean())
         if not math.isfinite(loss):
             raise UltraRefinerError(
                 f"the training loss is {loss} in epoch {epoch + 1}; lower `lr`, set `grad_clip`, or "
                 "use `precision: 32-true`"
             )
-        measured = self.task.measure(torch.cat(observed).cpu())
+        measured = self.task.measure(observed)
         row: dict[str, Any] = {"epoch": epoch + 1, "train_loss": loss}
         row |= {f"train_{name}": value for name, value in measured.items()}
+        rates = self._rates(sum(self.steps[:epoch]))
         row["lr"] = max(rates)
         if len(rates) > 1:
             row |= {f"lr_{of.name}": rate for of, rate in zip(self.stages, rates, strict=True)}
-        return row | {"seconds": time.perf_counter() - started}
+        return row | {"seconds": progress.seconds}
 
-    def _rates(self) -> list[float]:
-        return stage_rates(self.stages, self.settings, self.step, self.steps)
+    def _rates(self, step: int) -> list[float]:
+        return stage_rates(self.stages, self.settings, step, self.steps)
 
     def _take_step(self) -> None:
         settings = self.settings
-        for group, rate in zip(self.optimizer.param_groups, self._rates(), strict=True):
+        # Before they are unscaled: an infinite gradient on one GPU is one on all of them.
+        self.team.sum_gradients(one for stage in self.stages for one in stage.parameters)
+        for group, rate in zip(self.optimizer.param_groups, self._rates(self.step), strict=True):
             group["lr"] = rate
         if settings.grad_clip is not None:
             # With a gradient scaler an infinite gradient is normal: the scaler skips the step.
@@ -230,6 +263,26 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
+
+    def next_epoch(self, check: Check) -> tuple[dict[str, Any], dict[str, float] | None]:
+        """Train an epoch and validate where it is due; return its row, and what validation gave.
+
+        Raises:
+            SystemExit: A signal came; what is done is saved.
+        """
+        check()
+        epoch, settings, metrics = len(self.result.rows), self.settings, None
+        try:
+            row = self.train_epoch(epoch, check)
+            if epoch + 1 == settings.epochs or (epoch + 1) % settings.validate_every == 0:
+                metrics = self.validate(row, check)
+        except SystemExit:
+            self.save()
+            raise
+        self.progress = None
+        self.result.rows.append(row)
+        self.save()
+        return row, metrics
 
     def validate(self, row: dict[str, Any], check: Check) -> dict[str, float]:
         """Validate, add the metrics to the row, and keep the model if it is the best."""
@@ -274,11 +327,12 @@ def fit(
     resume: ResumeFolder,
     history: str | Path,
     stages: Sequence[Stage] | None = None,
+    team: Team = ALONE,
 ) -> FitResult:
-    """Train a task's model, from the last finished epoch if ``resume`` holds one.
+    """Train a task's model, from the state that ``resume`` holds if there is one.
 
-    On return the model has the weights of the best epoch, in eval mode; the resume folder still
-    holds the state, to be finished once the model is safely written.
+    On return the first member's model has the weights of the best epoch, in eval mode; the resume
+    folder still holds the state, to be finished once the model is safely written.
 
     Args:
         task: What to train.
@@ -286,33 +340,32 @@ def fit(
         resume: Folder of the state between runs.
         history: CSV to rewrite after each epoch: epoch, train_*, lr, val_*, seconds.
         stages: Which parts train when; None: what requires a gradient, in all epochs.
+        team: Who trains; the first member alone writes.
 
     Raises:
         UltraRefinerError: The loss is not finite, or nothing can be trained.
-        SystemExit: SIGTERM came (status 143); the last finished epoch is saved.
+        SystemExit: A signal to stop came (status 143 or 130); what is done is saved.
     """
-    run = _Run(task, settings, resume, stages)
+    run = _Run(task, settings, resume, stages, team)
     result, history = run.result, Path(history)
-    events = open_events(settings.tensorboard, len(result.rows))
-    with stop_on_signal() as check:
+    events = None
+    if team.is_first:
+        events = open_events(settings.tensorboard, len(result.rows))
+    with stop_on_signal(team) as check:
         if settings.keep_start and not result.before:
             run.start(check)
-        for epoch in range(len(result.rows), settings.epochs):
-            if result.stopped:
-                break
-            row = run.train_epoch(epoch, check)
-            last = epoch + 1 == settings.epochs
-            metrics = None
-            if last or (epoch + 1) % settings.validate_every == 0:
-                metrics = run.validate(row, check)
-            result.rows.append(row)
-            run.save()
+        while len(result.rows) < settings.epochs and not result.stopped:
+            row, metrics = run.next_epoch(check)
+            if not team.is_first:
+                continue
             write_history(history, result.history)
             _tell(row, metrics, result, settings)
             if events is not None:
                 add_scalars(events, row)
     if events is not None:
         events.close()
+    if not team.is_first:
+        return result
     if result.stopped:
         log.warning("training ended after epoch %d: %s", len(result.rows), result.stopped)
     write_history(history, result.history)

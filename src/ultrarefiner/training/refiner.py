@@ -30,7 +30,7 @@ from ultrarefiner.refine import REFINERS, load_refiner, parse_options
 from ultrarefiner.refine.sam import SamRefiner
 from ultrarefiner.refine.shelf import Shelf
 from ultrarefiner.registry import resolve
-from ultrarefiner.runtime import choose_device, seed_everything
+from ultrarefiner.runtime import seed_everything
 from ultrarefiner.training import console, engine
 from ultrarefiner.training.checkpoint import licences, versions
 from ultrarefiner.training.crop_items import ROLES as CROP_ROLES
@@ -40,14 +40,17 @@ from ultrarefiner.training.failures import read_failures
 from ultrarefiner.training.features import Features, Pixels
 from ultrarefiner.training.history import FitResult
 from ultrarefiner.training.inner import PredictionSource, read_inner_predictions
+from ultrarefiner.training.launch import on_gpus
 from ultrarefiner.training.refiner_items import Items
 from ultrarefiner.training.refiner_task import RefinerTask
 from ultrarefiner.training.resume import ResumeFolder
 from ultrarefiner.training.settings import EngineSettings, settings_of
+from ultrarefiner.training.team import Team
 
 log = logging.getLogger(__name__)
 
 
+@on_gpus
 def train_refiner(
     config: FinetuneConfig,
     family: str,
@@ -70,6 +73,8 @@ def train_refiner(
     history: str | Path,
     device: str = "auto",
     overlaps: str | Path | None = None,
+    *,
+    team: Team,
 ) -> None:
     """Finetune a promptable model on one fold and write the weights of its best epoch.
 
@@ -101,6 +106,7 @@ def train_refiner(
         history: CSV to write, one row an epoch.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         overlaps: Table of images that datasets of a union share, for groups across datasets.
+        team: Who trains; the first member alone writes, but for the shelf.
 
     Raises:
         ConfigError: Unknown family or option, or parts that this model does not have.
@@ -109,7 +115,7 @@ def train_refiner(
         LeakError: A model that predicts for the training, or that the training begins as, has seen
             cases that it must not.
         UltraRefinerError: A mask or a crop is absent or damaged.
-        SystemExit: SIGTERM came (status 143); the next run goes on from the last finished epoch.
+        SystemExit: A signal to stop came (status 143 or 130); the next run goes on from there.
     """
     model, splits = Path(model), Path(splits)
     roles = read_fit(splits, fit)
@@ -137,7 +143,7 @@ def train_refiner(
     if config.cache != "none":
         store = Shelf(shelf, round(limit_gb * 1e9), len(items.train), config.cache)
     features = Features(refiner, store)
-    task = RefinerTask(config, refiner, features, items)
+    task = RefinerTask(config, refiner, features, items, team)
     resume = ResumeFolder(
         model.parent / "resume",
         {
@@ -148,16 +154,21 @@ def train_refiner(
             "inputs": inputs.digests,
             "parents": parents,
         },
+        team,
     )
     settings = settings_of(config, model.parent, device)
-    if resume.is_empty:
+    if team.is_first and resume.is_empty:
         shutil.rmtree(model.parent / "tensorboard", ignore_errors=True)
     log.info("%s", _header(config, name, trainset, fit, task, summary, parents, settings))
-    features.prepare(_pictures(task))
+    # Dealt out in whole batches of the encoder, so that each holds what it holds for one process.
+    features.prepare(team.dealt(_pictures(task), refiner.batch_size))
+    team.wait()
     task.model.eval()
     before = task.validate(lambda: None)
     log.info("before training: Dice %.4f, coarse %.4f", before["dice"], before["coarse_dice"])
-    result = engine.fit(task, settings, resume, history)
+    result = engine.fit(task, settings, resume, history, team=team)
+    if not team.is_first:
+        return
     merge_lora(refiner.sam)
     about = {"family": family}
     if not config.encoder_changes:
@@ -339,7 +350,8 @@ def _header(
             "frozen": f"{', '.join(config.frozen) or 'nothing'}; its outputs are {kept}",
             "schedule": f"{config.epochs} epochs, batches of {config.batch_size} x "
             f"{config.accumulate}, {config.optimizer}, lr {config.lr:g}, {config.schedule}",
-            "device": f"{choose_device(settings.device)}, {config.precision}, seed {config.seed}",
+            "device": f"{task.team.devices(settings.device)}, {config.precision}, "
+            f"seed {config.seed}",
         },
     )
 

@@ -29,6 +29,7 @@ from ultrarefiner.training.refiner_samples import (
     view_of,
 )
 from ultrarefiner.training.signals import Check
+from ultrarefiner.training.team import ALONE, Team
 
 
 class PromptedModel(PartlyTrained):
@@ -81,12 +82,19 @@ class RefinerTask:
         refiner: The refiner, its trainable parts set.
         features: How pictures come to it.
         items: What it is trained and selected on.
+        team: Who trains.
     """
 
     def __init__(
-        self, config: FinetuneConfig, refiner: SamRefiner, features: Features, items: Items
+        self,
+        config: FinetuneConfig,
+        refiner: SamRefiner,
+        features: Features,
+        items: Items,
+        team: Team = ALONE,
     ) -> None:
         self.config, self.refiner, self.features, self.items = config, refiner, features, items
+        self.team = team
         self.model = PromptedModel(refiner, features)
 
     def batch_sizes(self, epoch: int) -> list[int]:
@@ -103,17 +111,21 @@ class RefinerTask:
         )
         return bool(rng.random() < self.config.hflip)
 
-    def batches(self, epoch: int) -> Iterator[list[Sample]]:
-        """Return the batches of an epoch, made ahead by threads; chance is each item's own."""
+    def batches(self, epoch: int, first: int = 0) -> Iterator[list[Sample]]:
+        """Return the batches of an epoch from a first one on, made ahead by threads.
+
+        Chance is each item's own.
+        """
 
         def make(item: Item) -> Sample:
             view = self.view(item, self._flips(item, epoch))
             return make_sample(self.config, self.refiner, self.features, view, epoch)
 
-        items = self.items.epoch(epoch)
-        samples = read_ahead(make, items, ahead=self.config.batch_size + 4)
-        for size in batch_sizes(len(items), self.config.batch_size):
-            yield [next(samples) for _ in range(size)]
+        items, size = self.items.epoch(epoch), self.config.batch_size
+        mine = self.team.batches(items, batch_sizes(len(items), size), first)
+        samples = read_ahead(make, (item for batch in mine for item in batch), ahead=size + 4)
+        for batch in mine:
+            yield [next(samples) for _ in batch]
 
     def losses(self, model: nn.Module, batch: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each sample's loss, (B,), and what is observed of it, (B, 8).
@@ -146,16 +158,21 @@ class RefinerTask:
 
         An item whose coarse mask is empty has an empty refined mask, as in the study.
         """
-        refined, coarse = [], []
-        for number, item in enumerate(self.items.fixed()):
+        refined, coarse, items = [], [], self.items.fixed()
+        share = self.team.share(len(items))
+        index = range(share.start, share.stop)
+        for number in index:
             check()
+            item = items[number]
             whole = self.items.read(item)
             truth = torch.from_numpy(whole.label)
             mask = self._refined(number, item, whole)
             refined.append(confusion_counts(torch.from_numpy(mask), truth))
             before = torch.from_numpy(lesion_pixels(whole.coarse))
             coarse.append(confusion_counts(before, truth))
-        after, before = mean_measures(torch.stack(refined)), mean_measures(torch.stack(coarse))
+        for _ in range(self.team.spare_rounds(len(items))):
+            check()
+        after, before = (mean_measures(self.team.gather(index, one)) for one in (refined, coarse))
         return after | {"coarse_dice": before["dice"]}
 
     def _refined(self, number: int, item: Item, whole: Example) -> np.ndarray:

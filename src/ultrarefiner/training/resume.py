@@ -24,6 +24,7 @@ from ultrarefiner import __version__
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.io import atomic_path, json_sha256, read_json, write_json
 from ultrarefiner.training.checkpoint import load_weights, save_weights
+from ultrarefiner.training.team import ALONE, Team
 
 try:
     import fcntl
@@ -110,18 +111,20 @@ class ResumeFolder:
         folder: The folder; made when it is absent.
         parts: Everything that decides the numbers, readable: ``{"config": {...}, "splits": {...},
             "cases": {...}, "parents": {...}}``. JSON values only.
+        team: Who trains; the first member alone reads and writes here, and tells the others.
 
     Attributes:
         fingerprint: SHA-256 of ``parts``.
     """
 
-    def __init__(self, folder: str | Path, parts: dict[str, Any]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, parts: dict[str, Any], team: Team = ALONE) -> None:
+        self.folder, self.team = Path(folder), team
         self.fingerprint = json_sha256(parts)
         self._state = self.folder / "state.pt"
         self._record = self.folder / "fingerprint.json"
-        self._lock = self._take_lock()
-        self._keep_or_clear(parts)
+        if team.is_first:
+            self._lock = self._take_lock()
+            self._keep_or_clear(parts)
 
     def _take_lock(self) -> Any:
         """Keep other processes out: one that outlived its Snakemake may still be training here."""
@@ -165,11 +168,14 @@ class ResumeFolder:
         )
 
     def load(self) -> dict[str, Any] | None:
-        """Return the state of the last finished epoch, on the CPU; ``None`` when there is none.
+        """Return the last state, on the CPU; ``None`` when there is none.
 
         Raises:
             UltraRefinerError: The state cannot be read.
         """
+        return self.team.tell(self._read() if self.team.is_first else None)
+
+    def _read(self) -> dict[str, Any] | None:
         if not self._state.is_file():
             return None
         try:
@@ -217,12 +223,14 @@ class ResumeFolder:
             log.info("%s keeps a copy of the weights: %s", self.folder, error.strerror)
 
     def save(self, state: dict[str, Any], best_epoch: int | None) -> None:
-        """Write the state of an epoch, then drop best models that it does not name.
+        """Write a state, then drop best models that it does not name.
 
         Args:
             state: Tensors, numbers, strings, and lists and dicts of them.
             best_epoch: Epoch of the best model so far.
         """
+        if not self.team.is_first:
+            return
         with atomic_path(self._state) as temporary:
             torch.save({**state, "fingerprint": self.fingerprint}, temporary)
         kept = None if best_epoch is None else self._best(best_epoch)
@@ -237,7 +245,8 @@ class ResumeFolder:
 
     def save_best(self, epoch: int, model: dict[str, torch.Tensor]) -> None:
         """Write the best model so far; it counts once ``save`` names its epoch."""
-        save_weights(self._best(epoch), model)
+        if self.team.is_first:
+            save_weights(self._best(epoch), model)
 
     def load_best(self, epoch: int) -> dict[str, torch.Tensor]:
         """Read the best model.
