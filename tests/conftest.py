@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the slowest tests first, so that two processes end at the same time."""
-    items.sort(key=lambda item: "workflow" not in item.path.parts)
+    rooms = ("slurm", "workflow")
+    items.sort(key=lambda item: [room not in item.path.parts for room in rooms])
 
 
 @pytest.fixture(scope="session")

@@ -76,6 +76,7 @@ def test_two_processes_take_the_steps_of_one(toy_study, toy_model, tmp_path):
     assert not list(tmp_path.glob("resume/launch-*"))
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_in_the_middle_of_an_epoch_in_as_many_processes_as_it_has(
     toy_study, gentle, tmp_path, caplog, monkeypatch
 ):

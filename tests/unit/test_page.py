@@ -301,7 +301,7 @@ def test_a_dataset_may_be_called_like_a_page():
     assert anchor("failures") == "dataset-failures" and anchor("busi") == "busi"
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_study_of_few_cases_has_a_report_that_says_so(tmp_path, count):
     study = make_study(tmp_path, datasets=("busi",), count=count)
     text = Page(write_page(study, tmp_path)).text

@@ -33,6 +33,7 @@ def append(path, line):
     return text
 
 
+@pytest.mark.slow
 def test_changed_code_reruns_its_results_only_if_the_study_asks_for_it(checkout, tmp_path):
     def plan(mode):
         settings = ("--config", f"rerun_on_code_change={mode}")

@@ -189,6 +189,8 @@ def replan(folder, **changes):
     return planned(run_snakemake(folder, "--dry-run", targets=TARGETS))
 
 
+# That every key reruns what it must and no more, test_rerun_table.py guards.
+@pytest.mark.slow
 def test_nothing_is_trained_again_for_speed_or_for_a_wider_study(made_up):
     assert replan(made_up) == {}
     wider = {
@@ -206,6 +208,7 @@ def test_nothing_is_trained_again_for_speed_or_for_a_wider_study(made_up):
     assert replan(made_up, **wider, **jitter) == {"refine_masks": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "jobs"),
     [
@@ -228,6 +231,7 @@ def test_a_change_of_the_finetuning_reruns_what_follows_from_it(made_up, changes
     assert replan(made_up, **changes) == jobs
 
 
+@pytest.mark.slow
 def test_other_weights_of_ones_own_are_finetuned_anew(made_up, tmp_path):
     folder = tmp_path / "study"
     shutil.copytree(made_up, folder, symlinks=True)

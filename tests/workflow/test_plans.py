@@ -45,8 +45,9 @@ def test_the_default_study_plans(fresh):
     assert jobs["fetch_weights"] == 3
 
 
-@pytest.mark.parametrize("profile", ["slurm", "profiles/slurm", "profiles/workstation"])
+@pytest.mark.parametrize("profile", ["slurm", "profiles/workstation"])
 def test_profiles_plan(fresh, profile):
+    assert (fresh / "slurm").resolve() == (fresh / "profiles/slurm").resolve()
     result = snakemake(fresh, "--profile", profile, "-n", "all")
     assert result.returncode == 0, result.stderr + result.stdout
 

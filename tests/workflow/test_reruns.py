@@ -42,11 +42,6 @@ def test_reordered_keys_rerun_nothing(folder):
     assert plan(folder, study) == {}
 
 
-def test_threads_and_workers_rerun_nothing(folder):
-    study = changed(TINY, coarse__transunet__threads=2, coarse__transunet__workers=1)
-    assert "train_coarse" not in plan(folder, study)
-
-
 def test_expand_reruns_only_its_prompt_mode(folder):
     jobs = plan(folder, changed(TINY, prompts__box_loose__expand=0.3))
     assert {rule: jobs.get(rule) for rule in ("make_prompts", "refine_masks", "score_masks")} == {
@@ -57,11 +52,6 @@ def test_expand_reruns_only_its_prompt_mode(folder):
     assert set(jobs) == {"make_prompts", "refine_masks", "score_masks"} | REPORT
 
 
-def test_place_and_limit_of_the_shelf_of_embeddings_rerun_no_number(folder):
-    jobs = plan(folder, changed(TINY, embeddings={"folder": "elsewhere", "limit_gb": 3}))
-    assert set(jobs) == SHOWN
-
-
 def test_a_prompt_mode_of_another_view_encodes_only_that_view(folder):
     crop = {"kind": "box", "crop": {"expand": 0.3, "min_size": 16}}
     study = changed(TINY, prompts__box_crop=crop)
@@ -69,16 +59,6 @@ def test_a_prompt_mode_of_another_view_encodes_only_that_view(folder):
     jobs = plan(folder, study)
     assert (jobs["embed_images"], jobs["make_prompts"], jobs["refine_masks"]) == (2, 2, 2)
     assert not {"train_coarse", "predict_coarse"} & set(jobs)
-
-
-def test_epochs_rerun_training_and_what_follows(folder):
-    jobs = plan(folder, changed(TINY, coarse__transunet__epochs=3))
-    assert jobs["train_coarse"] == 2
-    assert jobs["predict_coarse"] == 2
-    assert jobs["make_prompts"] == 4
-    assert jobs["refine_masks"] == 4
-    assert not {"write_phantom", "check_dataset", "prepare_dataset", "split_folds"} & set(jobs)
-    assert "embed_images" not in jobs
 
 
 @pytest.mark.parametrize("time", [None, (0, 0)], ids=["new", "old"])
@@ -134,17 +114,6 @@ def test_a_cross_test_between_known_datasets_joins_no_union_again(tmp_path):
     run_snakemake(tmp_path, targets=splits)
     write_study(tmp_path, changed(study, compare__cross=True))
     assert planned(run_snakemake(tmp_path, "--dry-run", targets=splits)) == {}
-
-
-def test_flips_predict_anew_and_train_nothing(folder):
-    jobs = plan(folder, changed(TINY, coarse__transunet__flips=True))
-    assert "train_coarse" not in jobs
-    assert (jobs["choose_threshold"], jobs["predict_coarse"]) == (2, 2)
-
-
-def test_the_report_title_rewrites_only_the_report(folder):
-    jobs = plan(folder, changed(TINY, report__title="Another title"))
-    assert set(jobs) == SHOWN
 
 
 def test_defaults_written_out_and_rows_that_nobody_asks_for_rerun_nothing(folder):

@@ -248,7 +248,9 @@ class _Reader:
         root, listing = params.get("root"), params.get("listing")
         if not isinstance(root, str) or listing in (None, "absent"):
             return None
-        now = self._listings.setdefault(root, folder_listing(str(self._workplace / root)))
+        if root not in self._listings:
+            self._listings[root] = folder_listing(str(self._workplace / root))
+        now = self._listings[root]
         state = HOLDS if now == listing else ABSENT if now == "absent" else CHANGED
         prepared = self._run / record["wildcards"]["dataset"] / "prepared"
         counts = [
