@@ -16,6 +16,8 @@ from ultrarefiner.io import file_sha256, read_rows
 from ultrarefiner.models.cards import read_card
 from ultrarefiner.refine.guard_jobs import read_rule
 
+pytestmark = pytest.mark.slow
+
 DEMO = ("all", "--configfile", "config/demo.yaml")
 CLOCKS = {"seconds"}
 """Columns that hold times."""

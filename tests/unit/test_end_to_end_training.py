@@ -329,7 +329,10 @@ def test_halves_of_a_model_that_has_none_are_refused(toy_study, toy_model, weigh
 
 @pytest.mark.parametrize(
     ("family", "write"),
-    [("ultrasam", write_tiny_ultrasam), ("mobile_sam", write_mobile_sam)],
+    [
+        ("ultrasam", write_tiny_ultrasam),
+        pytest.param("mobile_sam", write_mobile_sam, marks=pytest.mark.slow),
+    ],
 )
 def test_every_family_that_can_be_finetuned_trains_end_to_end(
     toy_study, toy_model, tmp_path, family, write

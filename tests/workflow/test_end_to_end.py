@@ -12,9 +12,6 @@ from ultrarefiner.io import file_sha256, read_json, read_rows
 from ultrarefiner.models.cards import read_card
 from ultrarefiner.refine.guard_jobs import read_rule
 
-# In CI the demo goes through the same phases: tests/slurm/test_demo_on_slurm.py.
-pytestmark = pytest.mark.slow
-
 JOINT = {
     "coarse": "transunet",
     "refiner": "tuned",

@@ -269,6 +269,8 @@ def test_what_is_planned_can_be_made(study_copy):
     assert planned(run_snakemake(study_copy, "--dry-run", targets=tuple(targets))) == {}
 
 
+# test_end_to_end.py goes this way in CI.
+@pytest.mark.slow
 def test_a_refiner_is_trained_and_refines_its_fold(study_copy):
     short = {"epochs": 1, "threads": 1, "copies": 2}
     rows = {"scratch": refiner(None, scratch="tiny", train="full", **short)}
