@@ -12,9 +12,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +21,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image
 
+from ultrarefiner.datasets.ahead import read_ahead
 from ultrarefiner.datasets.base import NO_LESION, Case, RawImage, RawMask
 from ultrarefiner.datasets.mask_values import THRESHOLD, mask_problem
 from ultrarefiner.errors import DatasetError
@@ -327,16 +326,6 @@ def map_cases(
         except DatasetError as error:
             return error
 
-    waiting: deque[Future[Result | DatasetError]] = deque()
-    with ThreadPoolExecutor(min(workers, os.cpu_count() or 1)) as pool:
-        try:
-            # A few at a time: tasks that wait take more memory than what is kept of a case.
-            for item in items:
-                waiting.append(pool.submit(guarded, item))
-                if len(waiting) >= _AHEAD * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    # A few at a time: tasks that wait take more memory than what is kept of a case.
+    readers = min(workers, os.cpu_count() or 1)
+    return read_ahead(guarded, items, _AHEAD * workers, readers)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from ultrarefiner.datasets.ahead import read_ahead
 from ultrarefiner.deploy.contents import Bundle
 from ultrarefiner.deploy.inputs import Found, Item, Pixels, find_images, read_pixels
 from ultrarefiner.deploy.outputs import Output, error_row, table_row
@@ -18,7 +19,6 @@ from ultrarefiner.errors import ConfigError, DatasetError, UltraRefinerError
 from ultrarefiner.io import file_sha256
 from ultrarefiner.models.weights import WEIGHTS
 from ultrarefiner.provenance import git_revision, package_versions
-from ultrarefiner.refine.reading import read_ahead
 
 if TYPE_CHECKING:
     from ultrarefiner.deploy.pipeline import Predictor

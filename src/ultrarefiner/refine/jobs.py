@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner.config import WindowRecipe
+from ultrarefiner.datasets.ahead import read_ahead
 from ultrarefiner.datasets.parts import parse_part, read_part
 from ultrarefiner.errors import (
     ConfigError,
@@ -41,7 +42,6 @@ from ultrarefiner.refine.embeddings import (
     read_index,
     write_index,
 )
-from ultrarefiner.refine.reading import read_ahead
 from ultrarefiner.refine.seeing import (
     Seen,
     embed_again,

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ultrarefiner.datasets.ahead import read_ahead
 from ultrarefiner.datasets.loader import CaseRow, read_cases
 from ultrarefiner.datasets.parts import parse_part, read_part
 from ultrarefiner.errors import ConfigError, UltraRefinerError
@@ -25,7 +26,6 @@ from ultrarefiner.prompts.records import require_files
 from ultrarefiner.refine import REFINERS, load_refiner
 from ultrarefiner.refine.base import Embedding, Refiner
 from ultrarefiner.refine.embeddings import IndexRow, read_index
-from ultrarefiner.refine.reading import read_ahead
 from ultrarefiner.refine.seeing import (
     Seen,
     embed_again,

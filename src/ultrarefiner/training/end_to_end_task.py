@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from ultrarefiner.config import EndToEndConfig
+from ultrarefiner.datasets.ahead import read_ahead
 from ultrarefiner.errors import ConfigError
 from ultrarefiner.io import item_seed
 from ultrarefiner.models import MODELS, height_width
 from ultrarefiner.models.parts import part_of
-from ultrarefiner.refine.reading import read_ahead
 from ultrarefiner.training.counts import confusion_counts, mean_measures
 from ultrarefiner.training.data import (
     PreparedCases,

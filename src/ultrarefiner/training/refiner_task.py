@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from ultrarefiner.config import FinetuneConfig
+from ultrarefiner.datasets.ahead import read_ahead
 from ultrarefiner.io import item_seed
 from ultrarefiner.prompts.geometry import lesion_pixels
 from ultrarefiner.refine.crop import paste_window
-from ultrarefiner.refine.reading import read_ahead
 from ultrarefiner.refine.sam import Answer, LiveFeatures, SamRefiner
 from ultrarefiner.training.changing import PartlyTrained
 from ultrarefiner.training.counts import confusion_counts, mean_measures

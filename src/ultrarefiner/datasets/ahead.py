@@ -14,7 +14,7 @@ _READERS = 4
 
 
 def read_ahead(
-    read: Callable[[Item], Result], items: Iterable[Item], ahead: int = 8
+    read: Callable[[Item], Result], items: Iterable[Item], ahead: int = 8, readers: int = _READERS
 ) -> Iterator[Result]:
     """Yield ``read(item)`` for each item, in order, while threads read the next ones.
 
@@ -22,12 +22,13 @@ def read_ahead(
         read: Reads one item; called from several threads at once.
         items: What to read.
         ahead: Most results that wait in memory.
+        readers: Threads.
 
     Raises:
         Exception: Whatever ``read`` raises, when its item's turn comes.
     """
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(min(_READERS, ahead), "read") as pool:
+    with ThreadPoolExecutor(min(readers, ahead), "read") as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(read, item))
