@@ -26,7 +26,8 @@ $(STAMP): pyproject.toml envs/requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say make PYTHON=python3.12")'
 	@echo "Installing into $(VENV): PyTorch and the rest, about 7 GB, a few minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint envs/requirements.txt --editable ".[dev]"
+	# --no-compile: bytecode is made where a module is first imported; most never are.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint envs/requirements.txt --editable ".[dev]"
 	touch $@
 
 demo: $(STAMP)

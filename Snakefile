@@ -29,7 +29,6 @@ include: "rules/report.smk"
 onstart:
     require_files(STUDY)
     tell_of_other_code()
-    write_json(RECORD, {"format": 1, "config": study_dump()})
 
 
 rule all:

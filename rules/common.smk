@@ -12,7 +12,6 @@ from ultrarefiner.artefacts import unfinished_outputs
 from ultrarefiner.code import ALL, made_by_other_code, write_fingerprints
 from ultrarefiner.code import FOLDER as CODE
 from ultrarefiner.errors import ConfigError, UltraRefinerError
-from ultrarefiner.io import write_json
 from ultrarefiner.models.weights import absent_files, name_of_file
 from ultrarefiner.datasets.parts import parse_part
 from ultrarefiner.study import (
@@ -36,7 +35,6 @@ if STUDY.blocked_result():
 
 CFG = STUDY.config
 RUN = CFG.run
-RECORD = Path(f".snakemake/study/{RUN}.json")
 COARSE = STUDY.coarse
 SHELF = {(one.dataset, one.method.name, one.part.name): one for one in STUDY.shelf}
 PARTS = sorted({part for *_, part in SHELF} | {"holdout", "unseen"})

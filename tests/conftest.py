@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.made_once import made_once
+
 # Set before torch and OpenCV are imported: two processes of `make test` share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -29,6 +31,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def checkout() -> Path:
     """Return the top of the checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def finished_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the checkout in which the demo has run without a scheduler; nobody changes it."""
+    from tests.checkout import DEMO, Checkout, copy_checkout
+
+    def run(folder: Path) -> None:
+        Checkout(copy_checkout(folder / "checkout")).run("--cores", "2", *DEMO)
+
+    return made_once(tmp_path_factory.getbasetemp(), "demo", run) / "checkout"
 
 
 @pytest.fixture(scope="session")

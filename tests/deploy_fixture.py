@@ -13,7 +13,7 @@ from tests.training_fixture import tiny_config, train, write_case
 from ultrarefiner.config import load_config
 from ultrarefiner.deploy.guarding import choose_guard
 from ultrarefiner.images import read_rgb, write_png
-from ultrarefiner.io import write_json, write_rows
+from ultrarefiner.io import read_json, write_json, write_rows
 from ultrarefiner.prompts.records import make_prompts
 from ultrarefiner.refine.guard_jobs import guard_masks
 from ultrarefiner.refine.jobs import embed_images, refine_masks
@@ -123,7 +123,7 @@ def _make_run(root):
         for fold in FOLDS:
             rule = toy / "guards" / method / f"fold{fold}.json"
             run = root / "results" / "tiny"
-            given = run, run / "study.json", method, reference, "toy", fold
+            given = run, read_json(run / "study.json")["config"], method, reference, "toy", fold
             choose_guard(*given, CONFIG["guard"], *study, rule, "cpu")
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from ultrarefiner.artefacts import begin_outputs, end_outputs, run_folder
 from ultrarefiner.damage import check_inputs
 from ultrarefiner.errors import UltraRefinerError
-from ultrarefiner.gpus import take_gpus
+from ultrarefiner.gpus import installed_gpus, take_gpus
 from ultrarefiner.io import item_seed, read_json, write_json
 from ultrarefiner.provenance import git_revision, host_kind, package_versions, peak_memory
 
@@ -169,7 +169,8 @@ def job(snakemake: Any) -> Iterator[None]:
         found = check_inputs(run, _paths(snakemake.input, but=_CODE))
         record["inputs"] = {path: digest.facts() for path, digest in found.items()}
         write_json(about, record)
-        with take_gpus(int(snakemake.resources.get("gpu", 0))):
+        with take_gpus(wanted := int(snakemake.resources.get("gpu", 0))):
+            record["gpus"] = installed_gpus(os.environ) if wanted else []
             yield
         record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         record["duration_s"] = round(time.monotonic() - begun, 2)

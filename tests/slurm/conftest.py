@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Checkout, Cluster, copy_checkout
+from tests.checkout import Checkout, copy_checkout
+from tests.slurm.cluster import Cluster
 
 
 @pytest.fixture(scope="session")

@@ -6,22 +6,11 @@ import time
 
 import pytest
 
-from tests.slurm.cluster import Checkout, copy_checkout, end
+from tests.checkout import DEMO, Checkout, copy_checkout
+from tests.slurm.cluster import end
 
-pytestmark = pytest.mark.slow
-
-DEMO = ("all", "--configfile", "config/demo.yaml")
 CLOCKS = {"seconds"}
 """Columns that hold times."""
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    """Return the results of the demo, run without a scheduler."""
-    checkout = Checkout(copy_checkout(tmp_path_factory.mktemp("local") / "checkout"))
-    process = checkout.start("--cores", "2", *DEMO)
-    assert end(process, 900) == 0, checkout.said()[-6000:]
-    return checkout.root / "results" / "demo"
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +32,8 @@ def rows_without_times(path):
         ]
 
 
-def test_the_csv_files_equal_those_of_a_local_run(here, on_slurm):
-    _, remote = on_slurm
+def test_the_csv_files_equal_those_of_a_local_run(finished_demo, on_slurm):
+    here, (_, remote) = finished_demo / "results" / "demo", on_slurm
     names = sorted(str(path.relative_to(here)) for path in here.rglob("*.csv"))
     assert names == sorted(str(path.relative_to(remote)) for path in remote.rglob("*.csv"))
     assert len([name for name in names if name.startswith("report/")]) >= 5

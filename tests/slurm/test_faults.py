@@ -11,7 +11,8 @@ import psutil
 import pytest
 import yaml
 
-from tests.slurm.cluster import Checkout, copy_checkout, end, wait_until
+from tests.checkout import Checkout, copy_checkout
+from tests.slurm.cluster import end, wait_until
 from tests.workflow.study import TINY, changed
 from ultrarefiner.io import file_sha256
 

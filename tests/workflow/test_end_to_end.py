@@ -1,8 +1,14 @@
 """All three phases in one run of Snakemake: from images to scores, and what a change makes again."""
 
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from tests.made_once import made_once
 from tests.sam_fixture import write_tiny_sam
 from tests.workflow.study import TINY, changed, planned, run_snakemake, write_study
 from ultrarefiner.cli import app
@@ -42,6 +48,18 @@ STUDY = changed(
     compare__end_to_end=["joint"],
     compare__guarded=["joint", "tuned-mask_box"],
 )
+FOLDS = (0, 1)
+DEMO = {
+    "transunet",
+    "transunet-tuned",
+    "grabcut-mask",
+    "grabcut-oracle_mask",
+    "repaired-mask",
+    "end_to_end",
+    "end_to_end-tuned",
+    "end_to_end-coarse",
+    "end_to_end-guarded",
+}
 METHODS = {
     "transunet",
     "transunet-tuned",
@@ -54,74 +72,84 @@ METHODS = {
 }
 
 
-def write_phases(folder, folds, **changes):
-    run = "all" if folds == (0, 1) else list(folds)
-    return write_study(folder, changed(STUDY, splits__run=run, **changes))
+@dataclass(frozen=True)
+class Finished:
+    """A finished run of all phases, and what it is called there."""
+
+    root: Path
+    run: str
+    refiner: str
+    joint: str
+    methods: set[str]
+    guarded: tuple[str, ...]
+
+    @property
+    def base(self):
+        return self.root / "results" / self.run / "busi"
+
+    def rows(self, name):
+        return read_rows(self.base.parent / "report" / f"{name}.csv")
 
 
+def run_both(folder):
+    write_tiny_sam(folder / "tiny_sam.pth", side=128)
+    write_study(folder, STUDY)
+    run_snakemake(folder)
+
+
+# The study has what the demo has not: images held out, a published SAM, a guarded refiner.
 @pytest.fixture(
-    scope="module",
-    # Both folds take twice the time, and are asked for only where one does not say it all.
-    params=[(0,), pytest.param((0, 1), marks=pytest.mark.slow)],
-    ids=["one fold", "both folds"],
+    scope="module", params=["demo", pytest.param("study", marks=pytest.mark.slow)], ids=str
 )
 def finished(request, tmp_path_factory):
-    """Return the folder of a finished run of all phases, and its folds."""
-    folder = tmp_path_factory.mktemp("phases")
-    write_tiny_sam(folder / "tiny_sam.pth", side=128)
-    write_phases(folder, request.param)
-    run_snakemake(folder)
-    return folder, request.param
+    """Return a finished run of all phases."""
+    if request.param == "demo":
+        root = request.getfixturevalue("finished_demo")
+        return Finished(root, "demo", "repaired", "end_to_end", DEMO, ("end_to_end",))
+    folder = made_once(tmp_path_factory.getbasetemp(), "phases", run_both)
+    return Finished(folder, "tiny", "tuned", "joint", METHODS, ("joint", "tuned-mask_box"))
 
 
-both_folds = pytest.mark.parametrize(
-    "finished", [pytest.param((0, 1), marks=pytest.mark.slow)], ids=["both folds"], indirect=True
+only_study = pytest.mark.parametrize(
+    "finished", [pytest.param("study", marks=pytest.mark.slow)], indirect=True
 )
-
-
-def rows_of(folder, name):
-    return read_rows(folder / "results/tiny/report" / f"{name}.csv")
 
 
 def test_every_method_is_scored_on_every_case(finished):
-    folder, folds = finished
-    counts = {}
-    for row in rows_of(folder, "scores"):
-        if row["evaluation"] == "folds":
-            counts[row["method"]] = counts.get(row["method"], 0) + 1
-    assert set(counts) == METHODS
-    splits = folder / "results/tiny/busi/splits.csv"
-    assert set(counts.values()) == {sum(len(read_split(splits, fold)["test"]) for fold in folds)}
-    compared = {row["method"] for row in rows_of(folder, "comparisons")}
-    assert METHODS - {"transunet"} <= compared
+    counts = Counter(
+        row["method"] for row in finished.rows("scores") if row["evaluation"] == "folds"
+    )
+    assert set(counts) == finished.methods
+    splits = finished.base / "splits.csv"
+    assert set(counts.values()) == {sum(len(read_split(splits, fold)["test"]) for fold in FOLDS)}
+    compared = {row["method"] for row in finished.rows("comparisons")}
+    assert finished.methods - {"transunet"} <= compared
 
 
-@both_folds
+@only_study
 def test_ensembles_are_scored_on_what_was_held_out(finished):
-    held = {row["method"] for row in rows_of(finished[0], "scores") if row["member"] == "mean"}
+    held = {row["method"] for row in finished.rows("scores") if row["member"] == "mean"}
     assert held == METHODS - {"joint-coarse"}
 
 
 def test_phases_are_chained_by_the_digests_of_their_models(finished):
-    folder, folds = finished
-    models = folder / "results/tiny/busi/models"
-    for fold in folds:
-        card = read_card(models / f"joint/fold{fold}/card.json")
-        for name in ("transunet", "tuned"):
+    models, parents = finished.base / "models", {"transunet", finished.refiner}
+    for fold in FOLDS:
+        card = read_card(models / finished.joint / f"fold{fold}" / "card.json")
+        for name in parents:
             file = models / name / f"fold{fold}" / "model.safetensors"
             assert card["parents"][name] == file_sha256(file)
-        test = set(read_split(folder / "results/tiny/busi/splits.csv", fold)["test"])
+        test = set(read_split(finished.base / "splits.csv", fold)["test"])
         behind = [card, *card["sources"]["parents"]]
-        assert {entry["name"] for entry in behind} == {"joint", "transunet", "tuned"}
+        assert {entry["name"] for entry in behind} == {finished.joint, *parents}
         for entry in behind:
             assert not test & {*entry["trained_on"], *entry["selected_on"]}
 
 
 def test_guarded_masks_are_what_the_rule_says(finished):
-    folder, folds = finished
-    base = folder / "results/tiny/busi"
-    for method in ("joint", "tuned-mask_box"):
-        for fold in folds:
+    base = finished.base
+    for method in finished.guarded:
+        for fold in FOLDS:
             roles = read_split(base / "splits.csv", fold)
             rule = read_rule(base / f"guards/{method}/fold{fold}.json")
             assert rule.chosen_on == sorted(roles["validation"])
@@ -139,9 +167,9 @@ def test_guarded_masks_are_what_the_rule_says(finished):
                     assert np.array_equal(guarded, refined)
 
 
-@both_folds
+@only_study
 def test_the_ensemble_of_finetuned_refiners_is_what_half_of_them_say(finished):
-    base = finished[0] / "results/tiny/busi/masks/tuned-mask_box"
+    base = finished.base / "masks" / "tuned-mask_box"
     names = sorted(path.name for path in (base / "holdout-mean").glob("*.png"))
     assert names
     for name in names:
@@ -150,36 +178,33 @@ def test_the_ensemble_of_finetuned_refiners_is_what_half_of_them_say(finished):
 
 
 def test_a_finished_run_predicts_new_images(finished, tmp_path):
-    from typer.testing import CliRunner
 
-    folder, _ = finished
-    base = folder / "results/tiny/busi"
-    case = read_split(base / "splits.csv", 0)["test"][0]
-    for method in ("joint", "joint-guarded", "tuned-mask_box"):
+    case = read_split(finished.base / "splits.csv", 0)["test"][0]
+    for method in (finished.joint, *(f"{name}-guarded" for name in finished.guarded)):
         arguments = [
-            "predict", str(base / f"prepared/images/{case}.png"), "--run", "tiny",
+            "predict", str(finished.base / f"prepared/images/{case}.png"), "--run", finished.run,
             "--method", method, "--fold", "0", "--device", "cpu",
-            "--results", str(folder / "results"), "-o", str(tmp_path / method),
+            "--results", str(finished.root / "results"), "-o", str(tmp_path / method),
         ]  # fmt: skip
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
         found = read_mask(tmp_path / method / "masks" / f"{case}.png")
-        assert np.array_equal(found, read_mask(base / f"masks/{method}/fold0/{case}.png"))
+        assert np.array_equal(found, read_mask(finished.base / f"masks/{method}/fold0/{case}.png"))
 
 
+@only_study
 def test_a_changed_end_to_end_row_trains_nothing_else_again(finished):
-    folder, folds = finished
-    assert planned(run_snakemake(folder, "--dry-run")) == {}
-    write_phases(folder, folds, end_to_end__joint__gradient_scale=0.5)
-    jobs = planned(run_snakemake(folder, "--dry-run"))
-    write_phases(folder, folds)
-    assert jobs["train_end_to_end"] == len(folds)
+    assert planned(run_snakemake(finished.root, "--dry-run")) == {}
+    write_study(finished.root, changed(STUDY, end_to_end__joint__gradient_scale=0.5))
+    jobs = planned(run_snakemake(finished.root, "--dry-run"))
+    write_study(finished.root, STUDY)
+    assert jobs["train_end_to_end"] == len(FOLDS)
     assert not {"train_coarse", "train_refiner", "predict_coarse", "refine_masks"} & set(jobs)
     # The guard of the other method stands.
-    assert jobs["choose_guard"] == len(folds)
+    assert jobs["choose_guard"] == len(FOLDS)
 
 
 def test_the_study_is_recorded(finished):
-    recorded = read_json(finished[0] / "results/tiny/study.json")
+    recorded = read_json(finished.base.parent / "study.json")
     assert recorded["format"] == 1
-    assert recorded["config"]["end_to_end"]["joint"]["gradient_scale"] == 1.0
+    assert recorded["config"]["end_to_end"][finished.joint]["gradient_scale"] == 1.0

@@ -70,9 +70,8 @@ def test_every_name_in_the_profile_is_a_rule_and_none_is_both_local_and_remote(p
     assert not (grouped | configured) & local_rules()
 
 
-def test_members_of_a_group_go_to_one_partition_and_the_gpu_serves_one_of_them(profile):
+def test_members_of_a_group_go_to_one_partition(profile):
     own, default = profile["set-resources"], profile["default-resources"]
-    slots = int(profile["resources"][0].removeprefix("slot="))
     groups = {}
     for row in profile["groups"]:
         rule, _, group = row.partition("=")
@@ -89,9 +88,13 @@ def test_members_of_a_group_go_to_one_partition_and_the_gpu_serves_one_of_them(p
             )
             == 1
         )
-        for rule in rules:
-            if re.search(r"^ +gpu=", rule_texts()[rule], re.M):
-                assert own[rule]["slot"] == slots
+
+
+def test_a_group_asks_for_one_member_at_a_time_and_for_the_time_of_all(profile):
+    slots = int(profile["resources"][0].removeprefix("slot="))
+    assert profile["default-resources"]["slot"] == slots == 1
+    assert not [rule for rule, row in profile["set-resources"].items() if "slot" in row]
+    assert profile["set-resource-scopes"] == ["slot=local"]
 
 
 def test_trainings_are_told_of_the_time_limit_before_it_comes(profile):

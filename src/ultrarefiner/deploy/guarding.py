@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner.config import GuardConfig
+from ultrarefiner.config import GuardConfig, load_config
 from ultrarefiner.datasets.splits import read_split
 from ultrarefiner.deploy.bundle import bundle_of_run
 from ultrarefiner.deploy.pipeline import open_method
-from ultrarefiner.deploy.runs import read_record
 from ultrarefiner.models.cards import check_leak, read_card
 from ultrarefiner.refine.guard import candidate_rules, choose_rule
 from ultrarefiner.refine.guard_jobs import write_rule
@@ -21,7 +20,7 @@ from ultrarefiner.training.data import Prepared, PreparedCases
 
 def choose_guard(
     run: str | Path,
-    study: str | Path,
+    study: Mapping[str, Any],
     method: str,
     reference: str,
     trainset: str,
@@ -36,7 +35,7 @@ def choose_guard(
 
     Args:
         run: Folder of the run.
-        study: Record of the study, as ``study.json`` of a finished run is one.
+        study: The whole configuration of the study as a dict.
         method: The refined or end-to-end method.
         reference: The coarse model that it gives way to.
         trainset: What the models were trained on.
@@ -51,7 +50,7 @@ def choose_guard(
         LeakError: A model was trained on validation cases, which would say nothing.
         WeightsError: A model is absent, damaged, or another's.
     """
-    run, config = Path(run), read_record(study)
+    run, config = Path(run), load_config(study)
     cases = read_split(splits, fold)["validation"]
     coarse, refined = (
         bundle_of_run(run.parent, run.name, name, trainset, fold, config)

@@ -38,6 +38,7 @@ def read_study(results: str | Path, run: str) -> StudyConfig:
 
     Raises:
         ConfigError: There is no such run, or it is not finished, or not of this version.
+        UltraRefinerError: Its record cannot be read.
     """
     results = Path(results)
     path = results / run / STUDY
@@ -49,18 +50,6 @@ def read_study(results: str | Path, run: str) -> StudyConfig:
                 "`snakemake` with its study again; what is made already stays."
             )
         raise ConfigError(f"{unknown_name('run', run, known)} Runs are looked for in {results}.")
-    return read_record(path)
-
-
-def read_record(path: str | Path) -> StudyConfig:
-    """Return the configuration in a record of a study.
-
-    Args:
-        path: JSON as ``record_study`` writes it.
-
-    Raises:
-        UltraRefinerError: The file is absent or holds none.
-    """
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise ConfigError(f"{path} holds no study. Delete it and run `snakemake` again.")
