@@ -45,6 +45,17 @@ def test_the_csv_files_equal_those_of_a_local_run(finished_demo, on_slurm):
     assert different == []
 
 
+def test_a_shared_slurm_job_asks_for_one_job_at_a_time_and_the_time_of_all(cluster, on_slurm):
+    # Slurm forgets jobs that ended five minutes ago; those that score are among the last.
+    found = re.findall(r"SLURM jobid (\d+) \(log: \S+/group_scoring_", on_slurm[0])
+    job = max(found, key=int)
+    assert cluster.detail(job, "NumCPUs") == "1"
+    assert "mem=1500M" in cluster.detail(job, "TRES")
+    assert cluster.detail(job, "TimeLimit") in {
+        f"{n // 12:02}:{n % 12 * 5:02}:00" for n in range(1, 13)
+    }
+
+
 def test_short_jobs_shared_slurm_jobs_or_stayed_where_snakemake_ran(on_slurm):
     said, remote = on_slurm
     submitted = len(re.findall(r"has been submitted with SLURM jobid", said))

@@ -141,19 +141,24 @@ def test_a_pre_empted_training_saves_stops_and_goes_on(cluster, study, unbroken)
     assert "resuming" in (study.root / LOG).read_text()
 
 
-@pytest.mark.parametrize("extra", ["'--signal=TERM@25'", "''"], ids=["warned", "not warned"])
-def test_a_training_longer_than_the_time_limit_ends_without_a_hand(study, tmp_path, extra):
-    longer = changed(STUDY, coarse__transunet__epochs=600)
+@pytest.mark.parametrize(
+    ("extra", "epochs"),
+    [("'--signal=TERM@25'", 600), ("''", 1500)],
+    ids=["warned", "not warned"],
+)
+def test_a_training_longer_than_the_time_limit_ends_without_a_hand(study, extra, epochs):
+    longer = changed(STUDY, coarse__transunet__epochs=epochs)
     (study.root / "study.yaml").write_text(yaml.safe_dump(longer))
     process = study.start(*slurm(*asked(runtime=1, slurm_extra=extra), "--retries", "9"))
     code = end(process, 900)
     said = show("a time limit of one minute", study, *SEEN)
     assert code == 0, said[-5000:]
     print(f"    finished in attempt {said.count('Trying to restart') + 1}")
+    assert "Trying to restart" in said
     assert "stopped by SIGTERM" in said
     assert "resuming" in (study.root / LOG).read_text()
     rows = (study.root / FOLDER / "history.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows[1:]] == [str(epoch) for epoch in range(1, 601)]
+    assert [row.split(",")[0] for row in rows[1:]] == [str(epoch) for epoch in range(1, epochs + 1)]
 
 
 def test_a_job_that_needs_more_memory_gets_more(study, unbroken):

@@ -80,7 +80,7 @@ def test_the_training_ran_in_two_processes(finished):
 def test_slurm_gave_as_many_gpus_and_nodes_as_were_asked_for(cluster, finished, name, gpus, nodes):
     said = finished[name].said()
     (job,) = re.findall(r"jobid (\d+) .*train_coarse", said)
-    assert f"gres/gpu={gpus}" in cluster.detail(job, "TRES")
+    assert re.fullmatch(f"gres[:/]gpu:{gpus}", cluster.detail(job, "TresPerJob"))
     assert cluster.detail(job, "NumNodes") == str(nodes)
     record = json.loads((finished[name].root / LOG).with_suffix(".json").read_text())
     assert len(record["gpus"]) == gpus / nodes

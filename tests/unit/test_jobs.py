@@ -61,6 +61,16 @@ def test_a_job_records_what_made_its_result(snakemake, log):
     assert 20 < record["peak_memory_mb"] < 5000
 
 
+def test_a_job_records_the_gpus_that_it_could_use(snakemake, log, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    for asked, given in ((2, ["2", "3"]), (0, [])):
+        snakemake.resources["gpu"] = asked
+        with job(snakemake):
+            pass
+        assert record_of(log)["gpus"] == given
+
+
 def test_a_job_records_the_checksums_of_its_inputs_and_of_its_code(snakemake, log):
     with job(snakemake):
         assert record_of(log)["inputs"], "a job that is killed has said what it read"
