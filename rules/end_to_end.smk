@@ -116,12 +116,12 @@ rule choose_guard:
         gpu=GPU,
     params:
         guard=CFG.guard.model_dump(mode="json"),
-        # What the choice depends on stands in the other params. One that asks for `input` is
-        # derived, which Snakemake leaves out when it compares params with those of the last run.
-        study=lambda wildcards, input: study_dump(),
         reference=lambda wildcards: STUDY.end_to_end.fallback(wildcards.method),
         asked=lambda wildcards: STUDY.end_to_end.asked(wildcards.method),
         device=CFG.device,
+        # What the choice depends on stands in the other params. One that asks for `input` is
+        # derived, which Snakemake leaves out when it compares params with those of the last run.
+        study=lambda wildcards, input: study_dump(),
     message:
         "Choose when {wildcards.method} gives way to {params.reference} on {wildcards.trainset}, fold {wildcards.fold}"
     script:

@@ -55,7 +55,7 @@ def test_profiles_plan(fresh, profile):
 def test_the_demo_plans(fresh):
     result = snakemake(fresh, "--configfile", "config/demo.yaml", "-n", "all")
     assert result.returncode == 0, result.stderr + result.stdout
-    assert planned(result.stdout + result.stderr)["train_coarse"] == 4
+    assert planned(result.stdout + result.stderr)["train_coarse"] == 2
 
 
 def test_the_study_over_all_public_datasets_plans(fresh):
