@@ -277,6 +277,7 @@ def encodings(tuned):
     return given_pixels, *made
 
 
+@pytest.mark.slow
 def test_lora_is_part_of_the_file(exported, encodings):
     given_pixels, wanted, plain = encodings
     assert_equal(run(exported[0] / "encoder.onnx", given_pixels)[0], wanted)

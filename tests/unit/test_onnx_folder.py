@@ -199,6 +199,7 @@ def test_a_damaged_folder_is_refused_and_keeps_its_export(run, tmp_path, untrans
     assert {path: path.read_bytes() for path in made.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_of_a_model_trained_end_to_end_both_parts_are_exported(run, tmp_path, untranslated):
     untranslated += ["joint-fold0", "tiny-fold0"]
     bundle = bundle_of_run(run / "results", "tiny", "joint-guarded", fold=0)

@@ -105,6 +105,7 @@ def test_a_union_leaves_the_models_of_its_members_alone(folder):
     assert jobs["join_splits"] == 1
 
 
+@pytest.mark.slow
 def test_a_cross_test_between_known_datasets_joins_no_union_again(tmp_path):
     stu = {"phantom": {"cases": 14, "size": 64}}
     study = changed(TINY, datasets__stu=stu, trainsets={"both": ["busi", "stu"]})

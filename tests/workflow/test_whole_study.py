@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.workflow.study import TINY, planned, run_snakemake, write_study
 from ultrarefiner.config import CoarseConfig
@@ -80,6 +81,7 @@ def test_the_report_is_one_offline_file(finished_study):
     assert "Not all models were trained by the code of this report" not in page
 
 
+@pytest.mark.slow
 def test_same_inputs_give_the_same_bytes(finished_study, tmp_path):
     write_study(tmp_path, TINY)
     (tmp_path / "tiny_sam.pth").write_bytes((finished_study / "tiny_sam.pth").read_bytes())
