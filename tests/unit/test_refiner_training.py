@@ -185,7 +185,15 @@ finetune(quick(epochs=3, **json.loads(preset)), paths, weights, folder)
 """
 
 
-@PRESETS
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param(FROZEN, marks=pytest.mark.slow),
+        LORA,
+        pytest.param(UNFROZEN, marks=pytest.mark.slow),
+    ],
+    ids=["frozen", "lora", "last"],
+)
 def test_a_killed_finetuning_ends_where_an_unbroken_one_does(
     study, weights, tmp_path, caplog, preset
 ):

@@ -80,12 +80,8 @@ def kill_in_the_middle(folder, how):
     assert ((folder / MODEL).parent / "resume" / "state.pt").exists()
 
 
-@pytest.mark.parametrize(
-    "how",
-    # Without Snakemake: tests/unit/test_resume.py, for every signal.
-    [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)],
-    ids=["SIGTERM", "SIGKILL"],
-)
+@pytest.mark.slow  # without Snakemake: tests/unit/test_resume.py, for every signal
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 def test_a_killed_training_ends_with_the_same_weights(prepared, folder, how):
     _, weights = prepared
     kill_in_the_middle(folder, how)

@@ -132,6 +132,7 @@ def test_a_leaking_card_stops_the_prediction(study_copy):
     assert not (base / "masks" / "transunet" / "fold0").exists()
 
 
+@pytest.mark.slow
 def test_conda_makes_no_environment_and_is_no_reason_to_make_anything_again(
     study_copy, tmp_path, monkeypatch
 ):
