@@ -80,6 +80,8 @@ def refined(finished_study, tmp_path_factory):
     shutil.rmtree(folder / SHELF)
     shutil.rmtree(folder / "results/tiny/busi/embeddings")
     shutil.rmtree(folder / "results/tiny/logs")
+    # With its cards, the masks that it is given would be found to be changed.
+    shutil.rmtree(folder / "results/tiny/provenance")
     write_tiny_sam(folder / "small_sam.pth", side=256)
     give_coarse_masks(folder)
     write_study(folder, STUDY)
