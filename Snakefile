@@ -35,6 +35,7 @@ rule all:
     default_target: True
     input:
         unfinished,
+        entries.exported(STUDY),
         f"results/{RUN}/study.json",
         f"results/{RUN}/report/report.html",
         f"results/{RUN}/report/scores.csv",

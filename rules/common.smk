@@ -44,10 +44,10 @@ SHELF_MB = max(1, round(CFG.embeddings.limit_gb * 1000))
 LISTING = cache(folder_listing)
 # Digests, so that another file in the place of one's own weights reruns their jobs.
 OWN_WEIGHTS = {name: own_weights(row.weights) for name, row in CFG.refiners.items()}
-OWN_STARTS = {
-    name: None if row.init == "random" else own_weights(row.pretrained)
-    for name, row in CFG.coarse.items()
+OWN_REFINER_STARTS = {
+    name: entries.own_refiner_starts(STUDY, name) for name in CFG.refiners
 }
+OWN_STARTS = {name: entries.own_starts(STUDY, name) for name in CFG.coarse}
 
 # The processes of jobs parse this file too; their code was looked at when they were planned.
 if workflow.is_main_process:
@@ -144,7 +144,7 @@ def training_params(wildcards):
 
 def pretrained_weights(wildcards):
     """Return the file that a model's training starts from, if it has one."""
-    return STUDY.pretrained_file(wildcards.coarse) or []
+    return STUDY.pretrained_files(wildcards.coarse)
 
 
 def finetuned_file(wildcards, refiner, name):
@@ -199,7 +199,12 @@ def full_index(wildcards):
 def study_weights(wildcards):
     """Return every weights file of the study."""
     files = [STUDY.weights_file(name) for name in CFG.compare.refine]
-    files += [STUDY.pretrained_file(name) for name in COARSE]
+    files += [path for name in COARSE for path in STUDY.pretrained_files(name)]
+    files += [
+        path
+        for name in CFG.compare.refine
+        for path in STUDY.finetuning.branch_files(name)
+    ]
     return sorted({name for name in files if name})
 
 

@@ -127,3 +127,26 @@ rule measure_gap:
         "How much of the way to a perfect prompt each refiner has gone"
     script:
         "../workflow/scripts/measure_gap.py"
+
+
+rule summarise_zero_shot:
+    input:
+        code=code_of("summarise_zero_shot"),
+        scores="results/{run}/report/scores.csv",
+        cases=[row["cases"] for row in entries.zero_shot_datasets(STUDY)],
+    output:
+        zero_shot="results/{run}/report/zero_shot.csv",
+    log:
+        "results/{run}/logs/summarise_zero_shot/all.log",
+    benchmark:
+        "results/{run}/benchmarks/summarise_zero_shot/all.tsv"
+    localrule: True
+    params:
+        datasets=entries.zero_shot_datasets(STUDY),
+        families=entries.checkpoint_families(STUDY),
+        bootstrap=CFG.report.bootstrap,
+        seed=CFG.report.seed,
+    message:
+        "How every method does on datasets that nothing of it has seen"
+    script:
+        "../workflow/scripts/summarise_zero_shot.py"

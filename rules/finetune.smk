@@ -168,7 +168,10 @@ rule train_refiner:
         cases=trained_files("cases.csv"),
         npz=trained_files("npz"),
         splits="results/{run}/{trainset}/splits.csv",
-        weights=lambda wildcards: STUDY.weights_file(wildcards.refiner) or [],
+        weights=lambda wildcards: [
+            *filter(None, [STUDY.weights_file(wildcards.refiner)]),
+            *STUDY.finetuning.branch_files(wildcards.refiner),
+        ],
         failures=lambda wildcards: STUDY.finetuning.failures(
             wildcards.trainset, wildcards.refiner
         ),
@@ -215,7 +218,7 @@ rule train_refiner:
         recipe=lambda wildcards: STUDY.finetuning.recipe(
             wildcards.refiner, wildcards.fit
         ),
-        content=lambda wildcards: OWN_WEIGHTS[wildcards.refiner],
+        content=lambda wildcards: OWN_REFINER_STARTS[wildcards.refiner],
         start=lambda wildcards: STUDY.training_start(
             wildcards.trainset, wildcards.refiner, wildcards.fit
         ),

@@ -149,3 +149,24 @@ rule join_splits:
         "Join the folds of {params.members} as {wildcards.trainset}"
     script:
         "../workflow/scripts/join_splits.py"
+
+
+rule export_samed2d:
+    input:
+        code=code_of("export_samed2d"),
+        cases="results/{run}/{dataset}/prepared/cases.csv",
+        images="results/{run}/{dataset}/prepared/images",
+        masks="results/{run}/{dataset}/prepared/masks",
+        table=part_table,
+    output:
+        folder=directory("results/{run}/{dataset}/samed2d/{part}"),
+    log:
+        "results/{run}/logs/export_samed2d/{dataset}/{part}.log",
+    benchmark:
+        "results/{run}/benchmarks/export_samed2d/{dataset}/{part}.tsv"
+    wildcard_constraints:
+        part=any_of([*(f"fold{fold}" for fold in range(CFG.splits.folds)), "unseen"]),
+    message:
+        "Write {wildcards.part} of {wildcards.dataset} as SA-Med2D folders"
+    script:
+        "../workflow/scripts/export_samed2d.py"

@@ -77,6 +77,7 @@ rule write_tables:
         calibration="results/{run}/report/calibration.csv",
         overlaps="results/{run}/overlaps.csv",
         points=points_summary,
+        zero_shot=entries.zero_shot_tables(STUDY),
     output:
         tables=directory("results/{run}/report/tables"),
     log:
@@ -102,6 +103,7 @@ rule write_report:
         calibration="results/{run}/report/calibration.csv",
         oracle_gap="results/{run}/report/oracle_gap.csv",
         points=points_summary,
+        zero_shot=entries.zero_shot_tables(STUDY),
         overlaps="results/{run}/overlaps.csv",
         figures="results/{run}/report/figures",
         overlays="results/{run}/report/overlays",
@@ -133,6 +135,7 @@ rule write_report:
             "title": CFG.report.title,
             "reference": STUDY.reference,
             "guards": entries.guard_rules(STUDY),
+            "zero_shot": entries.zero_shot_tables(STUDY),
         },
         study=study_dump(),
     message:

@@ -22,6 +22,31 @@ def quick(**changes):
     return FinetuneConfig.model_validate({**values, **changes})
 
 
+SAM_UNET = {"family": "sam_unet", "options": {"init": "tiny", "resnet": 10}}
+"""What ``finetune`` takes for a small SAM-UNet around a random encoder."""
+
+
+def as_published(**changes):
+    """Return a finetuning by SAM-UNet's recipe, but of two epochs."""
+    values = {
+        "data": "truth",
+        "masks_per_image": 5,
+        "box_shift": 5,
+        "optimizer": "adam",
+        "schedule": "multistep",
+        "milestones": [1],
+        "weight_decay": 0.0,
+        "warmup": 0.0,
+        "grad_clip": None,
+        "hflip": 0.0,
+        "loss": {
+            **{"bce": 0.0, "dice": 20.0, "focal": 1.0, "focal_alpha": 0.25},
+            **{"iou": 0.0, "change_penalty": 0.0},
+        },
+    }
+    return quick(**{**values, **changes})
+
+
 def finetune(config, study, weights, folder, **changes):
     """Finetune on the CPU into a folder; return it."""
     from ultrarefiner.training.refiner import train_refiner

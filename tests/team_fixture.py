@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.end_to_end_fixture import TRAIN, joint, train_joint
-from tests.refiner_fixture import finetune, quick
+from tests.refiner_fixture import SAM_UNET, as_published, finetune, quick
 from tests.training_fixture import outputs, tiny_config
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.io import write_json
@@ -149,6 +149,17 @@ def all_trainings(study, toy, weights, model, team, device):
             weights,
             at,
             team=who,
+        ),
+        "sam_unet": lambda at, who: finetune(
+            as_published(epochs=1, optimizer="sgd", lr=1e-3, schedule="cosine", milestones=[]),
+            study,
+            None,
+            at,
+            **SAM_UNET,
+            team=who,
+        ),
+        "coarse sam_unet": lambda at, who: coarse(
+            tiny_config(model="sam_unet_tiny", image_size=64, epochs=1, lr=1e-3), study, at, who
         ),
         "end_to_end": lambda at, who: train_joint(
             joint(epochs=1, train=GATED, fusion={"gate": "learned"}, optimizer="sgd", anchor=1e-2),

@@ -50,6 +50,9 @@ def make_study(folder, protocol="nested", dataset="toy"):
         number += count
     for seed, case in enumerate(case for cases in roles.values() for case in cases):
         write_case(folder / "prepared", case, seed)
+    cases = [case for some in roles.values() for case in some]
+    table = [{"case": case, "image": f"{case}.png"} for case in cases]
+    write_rows(folder / "prepared" / "cases.csv", ["case", "image"], table)
     write_splits(folder / "splits.csv", roles, protocol)
     return folder / "prepared", folder / "splits.csv", roles
 

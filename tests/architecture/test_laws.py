@@ -71,7 +71,7 @@ def test_one_name_for_rule_script_log_benchmark_and_heading():
     assert headings == set(blocks)
     assert {path.stem for path in SCRIPTS} == set(blocks)
     for name, block in blocks.items():
-        assert re.fullmatch(r"[a-z]+(_[a-z]+)+", name), name
+        assert re.fullmatch(r"[a-z]+(_[a-z][a-z0-9]*)+", name), name
         assert f'"../workflow/scripts/{name}.py"' in block
         # Weights belong to no run, so their rule has no such wildcard and names the run itself.
         run = "{RUN}" if name == "fetch_weights" else "{run}"

@@ -111,7 +111,7 @@ def test_speed_and_loudness_are_not_in_the_recipe():
     [
         ({"coarse": "unet"}, r"end_to_end\.joint\.coarse: .*'unet'.*compare\.coarse"),
         ({"refiner": "sam"}, r"end_to_end\.joint\.refiner: .*'sam'.*compare\.refine"),
-        ({"refiner": "grabcut"}, "family grabcut lets no gradient through"),
+        ({"refiner": "grabcut"}, "family grabcut cannot be trained end to end"),
         ({"train": {}}, "at least 1 item"),
         ({"train": {"coarse": {}, "coarse_decoder": {}}}, "`coarse` has coarse_decoder in it"),
         ({"train": {"coarse": {"from_epoch": 50}}}, "from_epoch: 50 is not before the last of 50"),

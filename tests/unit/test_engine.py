@@ -100,7 +100,23 @@ def test_poly_lr_is_the_closed_form_at_every_step(tmp_path, monkeypatch):
     assert poly_lr(0.3, 5, 9, 0.0) == 0.3
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_adam_and_multistep_are_those_of_pytorch(tmp_path):
+    task, plain = ConvTask([4, 3], dices=[0.1, 0.2, 0.3, 0.4]), ConvTask([4, 3])
+    options = {"weight_decay": 0.1, "schedule": "multistep", "milestones": [1, 3], "gamma": 0.1}
+    result = run(task, tmp_path, epochs=4, lr=0.01, optimizer="adam", **options)
+    optimizer = torch.optim.Adam(plain.model.parameters(), 0.01, weight_decay=0.1)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 3], 0.1)
+    for epoch in range(4):
+        for images, labels in plain.batches(epoch):
+            optimizer.zero_grad()
+            coarse_loss(plain.model(images), labels).mean().backward()
+            optimizer.step()
+        scheduler.step()
+    assert weights(task).numpy() == pytest.approx(weights(plain).numpy(), abs=1e-6)
+    assert [row["lr"] for row in result.rows] == pytest.approx([0.01, 0.001, 0.001, 0.0001])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_accumulated_batches_equal_one_large_batch(tmp_path, optimizer):
     lr = 0.1 if optimizer == "sgd" else 0.01
     large, small = ConvTask([8, 3]), ConvTask([4, 4, 3])

@@ -242,7 +242,9 @@ def test_what_the_parent_has_seen_the_finetuned_refiner_has_seen():
 
 
 def test_a_recipe_gives_back_the_finetuning_and_leaves_speed_out():
-    for keys in ({}, {"train": "full"}, LORA, {"data": "crops", "copies": 2}, {"data": "truth"}):
+    steps = {"optimizer": "adam", "schedule": "multistep", "milestones": [2, 3], "gamma": 0.1}
+    rest = ({"data": "crops", "copies": 2}, {"data": "truth", **steps})
+    for keys in ({}, {"train": "full"}, LORA, *rest):
         config = FinetuneConfig(**keys, threads=3, gpu=2, tensorboard=True)
         job = SimpleNamespace(processes=2, nodes=2, tensorboard=0)
         again = FinetuneConfig.from_recipe(config.recipe(), 1, job)

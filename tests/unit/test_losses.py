@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import sigmoid_focal_loss
 
 from ultrarefiner.training.counts import confusion_counts, mean_measures, measures
 from ultrarefiner.training.losses import (
@@ -46,10 +47,41 @@ def test_coarse_loss_weighs_its_terms(batch):
     assert loss == pytest.approx(0.3 * ce + 0.9 * dice, abs=1e-6)
 
 
-def test_a_samples_loss_does_not_depend_on_its_batch(batch):
+def test_the_focal_term_is_of_the_two_classes_probabilities(batch):
     logits, target = batch
-    together = coarse_loss(logits, target)
-    alone = torch.cat([coarse_loss(logits[i : i + 1], target[i : i + 1]) for i in range(3)])
+    q = softmax(logits.numpy().astype(np.float64))
+    right = np.take_along_axis(q, target.numpy()[:, None], 1)[:, 0]
+    each = (1 - right) ** 2 * -np.log(right)
+    balanced = np.where(target.numpy() == 1, 0.3, 0.7) * each
+    rest = coarse_loss(logits, target, 0.2, 20.0).numpy()
+    for alpha, terms in ((None, each), (0.3, balanced)):
+        loss = coarse_loss(logits, target, 0.2, 20.0, focal=1.5, focal_alpha=alpha).numpy()
+        assert loss == pytest.approx(rest + 1.5 * terms.mean((1, 2)), abs=1e-5)
+        theirs = sigmoid_focal_loss(
+            logits[:, 1] - logits[:, 0], target.float(), -1 if alpha is None else alpha
+        ).mean((1, 2))
+        found = coarse_loss(logits, target, 0.0, 0.0, focal=1.0, focal_alpha=alpha)
+        assert found.numpy() == pytest.approx(theirs.numpy(), abs=1e-6)
+
+
+def test_the_focal_term_tells_any_foreground_from_the_background():
+    logits = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(1))
+    target = torch.arange(60).reshape(2, 5, 6) % 4
+    background = softmax(logits.numpy().astype(np.float64))[:, 0]
+    right = np.where(target.numpy() == 0, background, 1 - background)
+    found = coarse_loss(logits, target, 0.0, 0.0, focal=1.0)
+    assert found.numpy() == pytest.approx(
+        ((1 - right) ** 2 * -np.log(right)).mean((1, 2)), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"focal": 1.0, "focal_alpha": 0.25}])
+def test_a_samples_loss_does_not_depend_on_its_batch(batch, options):
+    logits, target = batch
+    together = coarse_loss(logits, target, **options)
+    alone = torch.cat(
+        [coarse_loss(logits[i : i + 1], target[i : i + 1], **options) for i in range(3)]
+    )
     assert together.numpy() == pytest.approx(alone.numpy(), abs=1e-6)
 
 

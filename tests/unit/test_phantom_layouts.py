@@ -11,6 +11,7 @@ from ultrarefiner.datasets.duplicates import cluster_duplicates, perceptual_hash
 from ultrarefiner.datasets.layouts import list_cases
 from ultrarefiner.datasets.phantom import MARKER, write_phantom
 from ultrarefiner.datasets.reading import read_rgb
+from ultrarefiner.datasets.volumes import read_volume
 
 CASES = 12
 
@@ -129,6 +130,33 @@ def test_pairs_are_of_many_kinds_of_files(tmp_path):
     for path in (root / "images").rglob("*.tif*"):
         with Image.open(path) as file:
             assert file.format == "TIFF"
+
+
+@pytest.mark.parametrize("odd_cases", [False, True])
+def test_samed2d_has_two_parts_two_masks_and_masks_of_many_kinds(tmp_path, odd_cases):
+    cases = list_cases("samed2d", write(tmp_path, "samed2d", odd_cases)).cases
+    assert {case.split for case in cases} == {"train", "test"}
+    assert {len(case.masks) for case in cases} == {1, 2}
+    volumes = [case.patient for case in cases if case.patient != "phantom--p900"]
+    assert len(volumes) == CASES and len(set(volumes)) == CASES // 2
+    modes, values = set(), set()
+    for path in [mask for case in cases for mask in case.masks]:
+        with Image.open(path) as file:
+            modes.add(file.mode)
+            if file.mode == "L":
+                values.add(tuple(np.unique(np.asarray(file)).tolist()))
+    assert modes == ({"L", "1", "RGB", "P"} if odd_cases else {"L"})
+    assert values == ({(0, 255), (0, 1), (0,)} if odd_cases else {(0, 255)})
+
+
+def test_nifti_has_faint_slices_and_volumes_of_several_kinds(tmp_path):
+    listing = list_cases("nifti", write(tmp_path, "nifti"))
+    left, silent = listing.warnings[0], [case for case in listing.cases if case.spacing is None]
+    assert "12 of 24 slices are left out: 11 show no lesion, and of 1 it covers less" in left
+    assert {case.patient for case in silent} == {"P004"}
+    volumes = [read_volume(path) for path in {case.image for case in listing.cases}]
+    assert {str(volume.array.dtype) for volume in volumes} == {"int16", "float32"}
+    assert all(volume.array.min() < 0 and volume.array.max() > 100 for volume in volumes)
 
 
 @pytest.mark.parametrize("layout", ["bus", "udiat", "bus_uc", "bus_uclm", "pairs"])

@@ -8,6 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import sigmoid_focal_loss
 
 from ultrarefiner.config import RefinerLossConfig
 from ultrarefiner.errors import ConfigError, UltraRefinerError
@@ -72,6 +73,18 @@ def test_every_term_is_its_formula(batch):
         np.testing.assert_allclose(found[name].detach(), values, rtol=0, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("alpha", [None, 0.25, 0.8])
+def test_the_balance_of_the_focal_loss_is_that_of_torchvision(batch, alpha):
+    logits, target, *_ = batch
+    pixels = sigmoid_focal_loss(logits, target.float(), -1 if alpha is None else alpha)
+    theirs = pixels.mean((1, 2)).detach()
+    np.testing.assert_allclose(focal(logits, target, alpha=alpha).detach(), theirs, atol=1e-6)
+    weights = RefinerLossConfig(
+        bce=0, dice=0, focal=3.0, focal_alpha=alpha, iou=0, change_penalty=0
+    )
+    np.testing.assert_allclose(refiner_loss(*batch, weights).detach(), 3 * theirs, atol=1e-6)
+
+
 @pytest.mark.parametrize("change", ["quality", "correct_pixels"])
 def test_the_loss_is_the_weighted_sum_and_its_mean_the_public_one(batch, change):
     parts = expected(*batch)
@@ -120,7 +133,7 @@ def test_the_kind_of_change_penalty_has_an_effect(batch):
 
 
 def test_every_field_of_the_config_is_tested_here():
-    assert set(RefinerLossConfig.model_fields) == {*WEIGHTS, "change"}
+    assert set(RefinerLossConfig.model_fields) == {*WEIGHTS, "focal_alpha", "change"}
     assert set(get_args(RefinerLossConfig.model_fields["change"].annotation)) == set(CHANGES)
 
 

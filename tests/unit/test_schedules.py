@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ultrarefiner.training.engine import EngineSettings, fit
+from ultrarefiner.training.plan import Stage, stage_rates
 from ultrarefiner.training.resume import ResumeFolder
 from ultrarefiner.training.schedules import cosine_lr, learning_rate, poly_lr
 
@@ -45,6 +46,47 @@ def test_cosine_is_that_of_pytorch():
         optimizer.step()
         scheduler.step()
     assert rates(schedule="cosine") == pytest.approx(theirs, rel=1e-9)
+
+
+def multistep(stages, steps, **options):
+    """Return the rates of stages in every step of epochs of so many steps, by multistep."""
+    values = EngineSettings(epochs=len(steps), lr=0.3, schedule="multistep", **options)
+    return [stage_rates(stages, values, step, steps) for step in range(sum(steps))]
+
+
+@pytest.mark.parametrize("gamma", [0.5, 0.1])
+@pytest.mark.parametrize("milestones", [[1], [2, 3], [1, 3, 5]])
+def test_multistep_is_that_of_pytorch_stepped_once_an_epoch(milestones, gamma):
+    parameter, steps = nn.Parameter(torch.zeros(1)), [3, 2, 3, 1, 4, 2]
+    optimizer = torch.optim.SGD([parameter], 0.3)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma)
+    theirs = []
+    for of_epoch in steps:
+        for _ in range(of_epoch):
+            theirs.append([optimizer.param_groups[0]["lr"]])
+            optimizer.step()
+        scheduler.step()
+    found = multistep([Stage("", (parameter,), 0.3)], steps, milestones=milestones, gamma=gamma)
+    assert found == [pytest.approx(rate, rel=1e-12) for rate in theirs]
+    assert found[0] == [0.3]
+
+
+def test_the_epochs_of_a_part_count_from_its_own_first():
+    parts = [
+        Stage("all", (), 0.3),
+        Stage("late", (), 0.8, first=1, last=4),
+        Stage("never", (), 1, 5),
+    ]
+    found = multistep(parts, [2] * 5, milestones=[2], gamma=0.5)
+    each = [[rates[number] for rates in found[::2]] for number in range(3)]
+    assert each == [[0.3, 0.3, 0.15, 0.15, 0.15], [0, 0.8, 0.8, 0.4, 0], [0] * 5]
+    assert found[::2] == found[1::2]
+
+
+def test_warmup_rises_before_milestones_and_its_epochs_count():
+    found = multistep([Stage("", (), 0.3)], [2] * 5, milestones=[3], warmup=0.4)
+    rising = [0.075, 0.15, 0.225, 0.3]
+    assert [rate for (rate,) in found] == pytest.approx([*rising, 0.3, 0.3, *[0.15] * 4])
 
 
 @pytest.mark.parametrize("schedule", ["poly", "cosine"])
@@ -106,12 +148,20 @@ class LineTask:
         return {"dice": 0.5}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        ("sgd", {"schedule": "cosine", "warmup": 0.3}),
+        ("adamw", {"schedule": "cosine", "warmup": 0.3}),
+        ("adam", {"schedule": "multistep", "warmup": 0.3, "milestones": [2, 4]}),
+    ],
+)
 def test_a_resumed_training_has_the_rates_and_weights_of_an_unbroken_one(
-    tmp_path, monkeypatch, optimizer
+    tmp_path, monkeypatch, optimizer, options
 ):
     taken = []
-    kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer]
+    kinds = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+    kind = kinds[optimizer]
     step = kind.step
 
     def noted(self, *args, **options):
@@ -119,8 +169,7 @@ def test_a_resumed_training_has_the_rates_and_weights_of_an_unbroken_one(
         return step(self, *args, **options)
 
     monkeypatch.setattr(kind, "step", noted)
-    options = {"optimizer": optimizer, "lr": 0.01, "schedule": "cosine", "warmup": 0.3}
-    chosen = EngineSettings(epochs=5, device="cpu", **options)
+    chosen = EngineSettings(epochs=5, lr=0.01, optimizer=optimizer, device="cpu", **options)
 
     def run(task, name):
         fit(task, chosen, ResumeFolder(tmp_path / name, {}), tmp_path / f"{name}.csv")
@@ -128,7 +177,7 @@ def test_a_resumed_training_has_the_rates_and_weights_of_an_unbroken_one(
 
     unbroken = run(LineTask(), "unbroken")
     expected, taken = taken, []
-    assert expected == [learning_rate(chosen, i, 10) for i in range(10)]
+    assert expected == [learning_rate(chosen, i, 10, i // 2) for i in range(10)]
     # With a warm-up of three steps the second epoch begins within it.
     for stop_in in (1, 3):
         with pytest.raises(KeyboardInterrupt):

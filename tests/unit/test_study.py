@@ -156,10 +156,11 @@ def test_published_weights_that_are_absent_are_no_error_but_damaged_ones_are(tmp
     }
     study = load_study(changed(TINY, **change))
     require_files(study)
-    assert study.pretrained_file("transunet") == "resources/weights/R50+ViT-B_16.npz"
+    (start,) = study.pretrained_files("transunet")
+    assert start == "resources/weights/R50+ViT-B_16.npz"
     assert study.weights_file("tiny_sam") == "resources/weights/sam_vit_b_01ec64.pth"
     assert study.weights_file("grabcut") is None
-    for file in (study.pretrained_file("transunet"), study.weights_file("tiny_sam")):
+    for file in (start, study.weights_file("tiny_sam")):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_bytes(b"cut off")
     with pytest.raises(ConfigError) as error:

@@ -154,9 +154,9 @@ def test_tiny_learns_lesions_from_random_weights():
 def test_models_are_built_by_name_and_say_which_weights_they_start_from():
     assert isinstance(build_model("transunet_tiny", 96), TransUNet)
     assert build_model("transunet_tiny", 96, num_classes=4)(torch.rand(1, 1, 96, 96)).shape[1] == 4
-    assert MODELS["transunet"].imagenet21k
+    assert MODELS["transunet"].init == "imagenet21k"
     assert MODELS["transunet"].pretrained in WEIGHTS
-    assert not MODELS["transunet_tiny"].imagenet21k
+    assert MODELS["transunet_tiny"].init is None
     with torch.device("meta"):
         assert build_model("transunet", 224).config.hidden_size == 768
     with pytest.raises(ConfigError, match="Did you mean 'transunet_tiny'"):

@@ -40,7 +40,7 @@ def test_every_row_is_complete():
         for url in row.urls:
             assert url.startswith("https://")
             assert unquote(url).endswith(f"/{row.file}")
-        assert row.family in {"transunet", *SAM_FAMILIES}
+        assert row.family in {"transunet", "resnet", *SAM_FAMILIES}
         assert all((row.licence, row.terms, row.citation, row.trained_on))
         assert row.bytes > 1e7
         assert all(SLUG.fullmatch(dataset) for dataset in row.seen)

@@ -14,6 +14,7 @@ SHOWN = frozenset({"record_study", "write_report"})
 PICTURES = {"draw_overlays", *SHOWN}
 SUMMARY = {
     *("summarise_scores", "compare_methods", "measure_gap", "plot_scores", "write_tables"),
+    "summarise_zero_shot",
     *PICTURES,
 }
 SCORES = {"score_masks", *SUMMARY}
@@ -48,7 +49,7 @@ COARSE_PREDICTED = {
 COARSE = {"train_coarse", "train_inner", *COARSE_PREDICTED, *JOINT}
 """Of the coarse model that prompts: the first of `compare.coarse`."""
 
-SPLITS = {"split_folds", "join_splits", "split_inner", *COARSE}
+SPLITS = {"split_folds", "join_splits", "split_inner", "export_samed2d", *COARSE}
 PREPARED = {
     *("check_dataset", "prepare_dataset", "find_overlaps"),
     *("simulate_failures", "draw_failures"),

@@ -120,6 +120,7 @@ FINETUNING = [
             "loss.bce": 0.5,
             "loss.dice": 0.5,
             "loss.focal": 0.1,
+            "loss.focal_alpha": 0.25,
             "loss.iou": 0.2,
             "loss.change_penalty": 0.1,
             "loss.change": "correct_pixels",
@@ -130,6 +131,8 @@ FINETUNING = [
             "lr": 0.001,
             "weight_decay": 0.1,
             "schedule": "poly",
+            "milestones": [1, 2],
+            "gamma": 0.1,
             "warmup": 0.1,
             "grad_clip": 2.0,
             "accumulate": 2,
@@ -141,6 +144,8 @@ FINETUNING = [
         within=("mixed",),
         beside={
             "data": {f"{_MIXED}copies": None},
+            "milestones": {f"{_MIXED}schedule": "multistep"},
+            "gamma": {f"{_MIXED}schedule": "multistep", f"{_MIXED}milestones": [1]},
             "box_noise.exact": {f"{_MIXED}box_noise.slight_enlarge": 0.3},
             "box_noise.slight_enlarge": {f"{_MIXED}box_noise.exact": 0.2},
             "box_noise.slight_shrink": {f"{_MIXED}box_noise.exact": 0.2},
@@ -204,6 +209,21 @@ FINETUNING = [
                 "refiners.lora.finetune.lora": None,
             }
         },
+    ),
+    *changes(
+        "refiners.adapted.",
+        {"embed_images", *FINETUNED},
+        {"resnet": 34, "image_size": 128, "branch": "other.pth", "init": "tiny"},
+        within=("adapted",),
+        family="sam_unet",
+        beside={"init": {"refiners.adapted.weights": None, "refiners.adapted.branch": None}},
+    ),
+    *changes("refiners.adapted.", REFINED, _JITTERED, within=("adapted",), family="sam_unet"),
+    *changes(
+        "refiners.adapted.finetune.",
+        {"embed_images", *FINETUNED},
+        {"box_shift": 5.0, "masks_per_image": 5},
+        within=("adapted",),
     ),
     *changes(
         "refiners.tuned.finetune.",

@@ -5,13 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-FILES = ("tiny.pth", "other.pth", "vit.npz", "other.npz", "curation.yaml", "curated.yaml")
+FILES = (
+    "tiny.pth",
+    "other.pth",
+    "branch.pth",
+    "vit.npz",
+    "other.npz",
+    "curation.yaml",
+    "curated.yaml",
+)
 """Files of the user's own that the studies name, or that a change makes them name."""
 
 DEEP: dict[str, Any] = {
     "run": "deep",
     "device": "cpu",
-    "datasets": {"busi": {"phantom": {}}},
+    "datasets": {"busi": {"phantom": {}, "export": "samed2d"}},
     "splits": {"folds": 2, "run": [0]},
     "coarse": {
         "unet": {
@@ -22,6 +30,12 @@ DEEP: dict[str, Any] = {
             "augment": {"rotate": 0.2},
         },
         "vit": {"model": "transunet", "pretrained": "vit.npz"},
+        "seg": {
+            "model": "sam_unet",
+            "init": "sam",
+            "pretrained": "tiny.pth",
+            "branch": "branch.pth",
+        },
     },
     "prompts": {
         "mask": {"kind": "mask"},
@@ -64,6 +78,13 @@ DEEP: dict[str, Any] = {
             "weights": "tiny.pth",
             "finetune": {"freeze": ["encoder", "decoder"], "lora": {"last": 1}},
         },
+        "adapted": {
+            "family": "sam_unet",
+            "weights": "tiny.pth",
+            "branch": "branch.pth",
+            "jitter": {"copies": 2},
+            "finetune": {"data": "truth"},
+        },
     },
     "end_to_end": {
         "joint": {
@@ -75,7 +96,7 @@ DEEP: dict[str, Any] = {
         }
     },
     "compare": {
-        "coarse": ["unet", "vit"],
+        "coarse": ["unet", "vit", "seg"],
         "refine": {
             "grabcut": ["mask", "truth"],
             "plain": ["loose", "near"],
@@ -84,6 +105,7 @@ DEEP: dict[str, Any] = {
             "mixed": ["loose"],
             "crops": ["loose"],
             "lora": ["loose"],
+            "adapted": ["loose"],
         },
         "end_to_end": ["joint"],
         "guarded": ["plain-near", "joint"],

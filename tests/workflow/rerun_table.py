@@ -90,6 +90,13 @@ DATA = [
         within=("clinic", "both"),
         study="wide",
     ),
+    *changes(
+        "datasets.clinic.",
+        SHOWN,
+        {"export": "samed2d"},
+        makes={"export_samed2d"},
+        study="wide",
+    ),
     # What images datasets share decides on the groups of unions, and on who tests unseen cases.
     *changes(
         "datasets.clinic.",
@@ -101,10 +108,16 @@ DATA = [
     *changes(
         "datasets.bus.",
         {"find_overlaps", "join_splits", *COARSE}
-        - {"embed_images", "ensemble_masks", "ensemble_refined"},
+        - {"embed_images", "ensemble_masks", "ensemble_refined", "summarise_zero_shot"},
         {"role": "train"},
         makes={"split_folds", *TRAINED} - {"ensemble_masks", "ensemble_refined"},
         within=("both", "overlaps.csv", "unseen"),
+        study="wide",
+    ),
+    *changes(
+        "datasets.bus.",
+        {"summarise_zero_shot", "write_tables", *SHOWN},
+        {"modality": "ct"},
         study="wide",
     ),
     *changes(
@@ -176,9 +189,14 @@ COARSE_MODELS = [
             "momentum": 0.8,
             "nesterov": False,
             "weight_decay": 0.01,
+            "schedule": "multistep",
             "power": 1.0,
+            "milestones": [1, 2],
+            "gamma": 0.1,
             "loss.ce": 1.0,
             "loss.dice": 1.0,
+            "loss.focal": 1.0,
+            "loss.focal_alpha": 0.25,
             "augment.hflip": 0.1,
             "augment.vflip": 0.1,
             "augment.rot90": 0.1,
@@ -193,6 +211,10 @@ COARSE_MODELS = [
         beside={
             "model": {"coarse.unet.image_size": 64},
             "optimizer": {"coarse.unet.nesterov": False},
+            "schedule": {"coarse.unet.milestones": [1]},
+            "milestones": {"coarse.unet.schedule": "multistep"},
+            "gamma": {"coarse.unet.schedule": "multistep", "coarse.unet.milestones": [1]},
+            "loss.focal_alpha": {"coarse.unet.loss.focal": 1.0},
         },
     ),
     # There the refiner learns from the truth, in no window that the coarse masks make.
@@ -208,6 +230,7 @@ COARSE_MODELS = [
         {"init": "random", "pretrained": "other.npz"},
         within=("vit",),
     ),
+    *changes("coarse.seg.", COARSE_ALONE, {"resnet": 34, "branch": "other.pth"}, within=("seg",)),
     *changes("coarse.unet.", COARSE_PREDICTED, {"flips": True}),
     *changes(
         "coarse.unet.",

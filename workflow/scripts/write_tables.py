@@ -12,6 +12,7 @@ with job(snakemake):
         calibration=snakemake.input.calibration,
         overlaps=snakemake.input.overlaps,
         points=snakemake.input.get("points"),
+        zero_shot=snakemake.input.get("zero_shot"),
         reference=snakemake.params.reference,
         output=snakemake.output.tables,
     )

@@ -4,16 +4,7 @@ from ultrarefiner.config.base import NAME, Section
 from ultrarefiner.config.crop import CropConfig, WindowRecipe
 from ultrarefiner.config.data import DatasetConfig, PhantomConfig, SplitsConfig
 from ultrarefiner.config.end_to_end import EndToEndConfig, FusionConfig, RoiConfig
-from ultrarefiner.config.finetuning import (
-    PARTS,
-    BandsConfig,
-    BoxNoiseConfig,
-    CrossFitConfig,
-    FinetuneConfig,
-    LoraConfig,
-    RefinerLossConfig,
-    SimulationConfig,
-)
+from ultrarefiner.config.finetuning import PARTS, FinetuneConfig
 from ultrarefiner.config.guard import GuardConfig
 from ultrarefiner.config.prompting import (
     NEGATIVE_REACH,
@@ -22,6 +13,14 @@ from ultrarefiner.config.prompting import (
     PromptConfig,
     RefinerConfig,
     WeightsConfig,
+)
+from ultrarefiner.config.refiner_sections import (
+    BandsConfig,
+    BoxNoiseConfig,
+    CrossFitConfig,
+    LoraConfig,
+    RefinerLossConfig,
+    SimulationConfig,
 )
 from ultrarefiner.config.study import (
     CompareConfig,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from ultrarefiner.config.base import Section
+from ultrarefiner.config.base import NAME, Section
 
 
 class PhantomConfig(Section):
@@ -33,7 +33,7 @@ class DatasetConfig(Section):
         None, description="Layout of the folder; the dataset's own name when absent."
     )
     options: dict[str, Any] = Field(
-        default_factory=dict, description="The layout's own keys (abus, pairs, coco, manifest)."
+        default_factory=dict, description="The layout's own keys (abus, pairs, coco, samed2d, ...)."
     )
     role: Literal["train", "unseen"] = Field(
         "train", description="`unseen`: no model trains on it; models of other datasets are tested."
@@ -43,8 +43,8 @@ class DatasetConfig(Section):
     )
     official_test: bool | None = Field(
         None,
-        description="Hold out the dataset's official test part (abus, manifest with a column "
-        "`split`) instead of a share. Default: where the layout always has one (abus).",
+        description="Hold out the dataset's official test part (abus, samed2d, manifest with a "
+        "column `split`) instead of a share. Default: where the layout always has one (abus).",
     )
     include_empty: bool = Field(
         False, description="Keep images without a lesion (BUSI normal/, blank masks)."
@@ -60,6 +60,26 @@ class DatasetConfig(Section):
         "equal images in two datasets are an error; with it they are kept apart: none is tested "
         "by a model that trained on its copy.",
     )
+    export: Literal["samed2d"] | None = Field(
+        None,
+        description="`samed2d`: write the folds to run, or all cases of role `unseen`, as "
+        "SA-Med2D folders too, for other tools.",
+    )
+    modality: str | None = Field(
+        None,
+        description="What the images are (`ultrasound`, `ct`, `pet`, `mr`, ...); the zero-shot "
+        "tables are grouped by it. Default: `ultrasound` for the published layouts, unknown for "
+        "your own files.",
+    )
+
+    @field_validator("modality")
+    @classmethod
+    def _plain_modality(cls, value: str | None) -> str | None:
+        if value is not None and not NAME.fullmatch(value):
+            raise ValueError(
+                f"'{value}' is no plain name; write it in lower case, as `ct` or `mr_t2`"
+            )
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> DatasetConfig:

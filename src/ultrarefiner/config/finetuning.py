@@ -9,7 +9,14 @@ from pydantic import Field, field_validator, model_validator
 
 from ultrarefiner.config.base import Section
 from ultrarefiner.config.crop import CropConfig
-from ultrarefiner.config.training import of_job
+from ultrarefiner.config.refiner_sections import (
+    BoxNoiseConfig,
+    CrossFitConfig,
+    LoraConfig,
+    RefinerLossConfig,
+    SimulationConfig,
+)
+from ultrarefiner.config.training import check_schedule, idle_schedule_keys, of_job
 
 Part = Literal["encoder", "prompt_encoder", "decoder", "head"]
 """Parts of a promptable model that train or rest as a whole."""
@@ -23,111 +30,6 @@ FROZEN: dict[str, tuple[Part, ...]] = {
     "head": ("encoder", "prompt_encoder", "decoder"),
 }
 """What each preset of ``train`` leaves as it is."""
-
-
-class BandsConfig(Section):
-    """How good simulated masks are: shares of three bands of Dice, which sum to 1."""
-
-    perfect: float = Field(0.10, ge=0.0, le=1.0, description="Share of masks without an error.")
-    mild: float = Field(0.55, ge=0.0, le=1.0, description="Share of Dice 0.80 to 0.99.")
-    heavy: float = Field(0.35, ge=0.0, le=1.0, description="Share of Dice below 0.80.")
-
-    @model_validator(mode="after")
-    def _sum_to_one(self) -> BandsConfig:
-        return _sums_to_one(self, "bands")
-
-
-class SimulationConfig(Section):
-    """Coarse masks with the errors that networks make, drawn from the truth."""
-
-    preset: Literal["default", "mild", "severe", "boundary_focus", "structural"] = Field(
-        "default", description="How often each kind of error is drawn; see docs."
-    )
-    bands: BandsConfig | None = Field(
-        None, description="Shares of quality; none: those of the preset."
-    )
-    soft: float = Field(
-        0.8, ge=0.0, le=1.0, description="Probability that a mask is soft, as predictions are."
-    )
-    temperature: tuple[float, float] = Field(
-        (2.0, 8.0),
-        description="Range of T in pixels of a 512-pixel image: soft = sigmoid(distance / T).",
-    )
-
-    @field_validator("temperature")
-    @classmethod
-    def _a_range(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < value[0] <= value[1] <= 100:
-            raise ValueError(f"temperature {list(value)} is no range within 0 to 100 pixels")
-        return value
-
-
-class BoxNoiseConfig(Section):
-    """How training boxes differ from the masks' own: shares of five bands, which sum to 1."""
-
-    exact: float = Field(0.10, ge=0.0, le=1.0, description="As they are.")
-    slight_enlarge: float = Field(0.40, ge=0.0, le=1.0, description="Edges 5 to 20 % out.")
-    slight_shrink: float = Field(0.40, ge=0.0, le=1.0, description="Edges 5 to 15 % in.")
-    heavy_enlarge: float = Field(0.05, ge=0.0, le=1.0, description="Edges 30 to 60 % out.")
-    heavy_shrink: float = Field(0.05, ge=0.0, le=1.0, description="Edges 15 to 30 % in.")
-
-    @model_validator(mode="after")
-    def _sum_to_one(self) -> BoxNoiseConfig:
-        return _sums_to_one(self, "box_noise")
-
-
-class LoraConfig(Section):
-    """Low-rank additions to frozen linear layers, merged into them at the end."""
-
-    rank: int = Field(4, ge=1, le=256, description="Rank of the additions.")
-    alpha: float | None = Field(
-        None, gt=0.0, description="Scale: additions count alpha / rank; none: the rank."
-    )
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout before the additions.")
-    targets: list[Literal["qkv", "proj", "mlp"]] = Field(
-        default_factory=lambda: ["qkv"], min_length=1, description="Which layers get them."
-    )
-    parts: list[Literal["encoder", "decoder"]] = Field(
-        default_factory=lambda: ["encoder"], min_length=1, description="Where; these are frozen."
-    )
-    last: int | None = Field(
-        None, ge=1, description="Only in the last blocks of the encoder, so many; none: in all."
-    )
-
-    @model_validator(mode="after")
-    def _keys_have_an_effect(self) -> LoraConfig:
-        if self.last is not None and "encoder" not in self.parts:
-            raise ValueError("lora.last: has no effect without `encoder` in `parts`")
-        return self
-
-
-class RefinerLossConfig(Section):
-    """Weights of the terms of a refiner's loss."""
-
-    bce: float = Field(1.0, ge=0.0, description="Binary cross entropy.")
-    dice: float = Field(1.0, ge=0.0, description="Soft Dice loss.")
-    focal: float = Field(0.5, ge=0.0, description="Focal loss, gamma 2.")
-    iou: float = Field(0.1, ge=0.0, description="Error of the predicted IoU, squared.")
-    change_penalty: float = Field(
-        0.5, ge=0.0, description="Cost of changing a coarse mask that was good."
-    )
-    change: Literal["quality", "correct_pixels"] = Field(
-        "quality",
-        description="What the penalty is weighted by: the coarse mask's Dice, or whether each of "
-        "its pixels was right.",
-    )
-
-    @model_validator(mode="after")
-    def _teaches_something(self) -> RefinerLossConfig:
-        if self.bce + self.dice + self.focal == 0.0:
-            raise ValueError("loss: bce, dice and focal cannot all be 0")
-        return self
-
-
-class CrossFitConfig(Section):
-    """Inner folds, whose models predict the training cases that none of them has seen."""
-
-    folds: int = Field(3, ge=2, le=10, description="Inner folds within each outer fold.")
 
 
 class FinetuneConfig(Section):
@@ -169,6 +71,20 @@ class FinetuneConfig(Section):
     box_noise: BoxNoiseConfig | None = Field(
         None, description="Errors of training boxes; none: boxes as the masks have them."
     )
+    box_shift: float | None = Field(
+        None,
+        gt=0.0,
+        le=64.0,
+        description="Move training boxes as a whole by at most so many pixels of a 256-pixel image "
+        "along each axis, and at most by half of their shorter side.",
+    )
+    masks_per_image: int = Field(
+        1,
+        ge=1,
+        le=20,
+        description="Masks of an image in each step, which share the encoder's pass: different ones "
+        "where cases are masks of one image (samed2d, nifti), else one with as many prompts.",
+    )
     crop: CropConfig | None = Field(
         None, description="Train in crops around the coarse mask, as prompt modes with `crop`."
     )
@@ -194,12 +110,18 @@ class FinetuneConfig(Section):
     )
     epochs: int = Field(50, ge=1, description="Passes over the training cases.")
     batch_size: int = Field(4, ge=1, description="Cases in a step.")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Optimizer.")
+    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="Optimizer.")
     lr: float = Field(1e-4, gt=0.0, description="Highest learning rate.")
-    weight_decay: float = Field(0.01, ge=0.0, description="Weight decay.")
-    schedule: Literal["cosine", "poly"] = Field(
-        "cosine", description="Down to 1 % along a cosine; or (1 - step / steps) ** 0.9."
+    weight_decay: float = Field(0.01, ge=0.0, description="Weight decay (adam: as L2).")
+    schedule: Literal["cosine", "poly", "multistep"] = Field(
+        "cosine",
+        description="Down to 1 % along a cosine; (1 - step / steps) ** 0.9; or by `milestones`.",
     )
+    milestones: list[int] = Field(
+        default_factory=list,
+        description="multistep: after so many epochs each the rate is multiplied by `gamma`.",
+    )
+    gamma: float = Field(0.5, gt=0.0, lt=1.0, description="multistep: that factor.")
     warmup: float = Field(
         0.05, ge=0.0, le=0.5, description="Share of all steps in which the rate rises from 0."
     )
@@ -269,6 +191,7 @@ class FinetuneConfig(Section):
         Left out: how fast and how loudly it runs, and sections without effect on this kind of data.
         """
         idle = {"threads", "gpu", "nodes", "tensorboard", "train", "freeze"}
+        idle |= idle_schedule_keys(self)
         if not self.simulates:
             idle |= {"simulation", "validation_copies"}
         if self.data != "hybrid":
@@ -276,6 +199,12 @@ class FinetuneConfig(Section):
         if not self.predicts:
             idle.add("cross_fit")
         kept = self.model_dump(mode="json", exclude=idle)
+        if self.loss.focal_alpha is None:
+            del kept["loss"]["focal_alpha"]  # so that models of before this key stay
+        if self.box_shift is None:
+            del kept["box_shift"]
+        if self.masks_per_image == 1:
+            del kept["masks_per_image"]
         return kept | {"prompts": self.kinds, "frozen": list(self.frozen)}
 
     @classmethod
@@ -293,6 +222,7 @@ class FinetuneConfig(Section):
 
     @model_validator(mode="after")
     def _keys_fit_each_other(self) -> FinetuneConfig:
+        check_schedule(self)
         if self.train is not None and self.freeze is not None:
             raise ValueError("train and freeze say the same in two ways; remove one of them")
         if set(self.frozen) == set(PARTS) and not self.unfreeze_last and self.lora is None:
@@ -325,6 +255,16 @@ class FinetuneConfig(Section):
             )
         if self.box_noise and not any("box" in kind for kind in self.kinds):
             raise ValueError("box_noise: has no effect, no prompt has a box")
+        if self.box_shift and not any("box" in kind for kind in self.kinds):
+            raise ValueError("box_shift: has no effect, no prompt has a box")
+        if self.box_shift and self.box_noise:
+            raise ValueError("box_shift and box_noise both move boxes; remove one of them")
+        alone = self.data not in ("truth", "simulated") or self.copies is not None
+        if self.masks_per_image > 1 and (alone or self.crop):
+            raise ValueError(
+                "masks_per_image: several masks can share a picture of data truth, or simulated "
+                "without `copies`, and without `crop`; set that, or masks_per_image: 1"
+            )
         if self.crop and self.simulates and self.copies is None:
             raise ValueError(
                 "crop: around masks made anew in every epoch each crop would be encoded in every "
@@ -349,10 +289,3 @@ class FinetuneConfig(Section):
         if self.curriculum and self.data in ("truth", "crops"):
             raise ValueError(f"curriculum: has no effect, every mask of data '{self.data}' is true")
         return self
-
-
-def _sums_to_one(section: Any, name: str) -> Any:
-    total = sum(section.model_dump().values())
-    if abs(total - 1) > 1e-6:
-        raise ValueError(f"{name}: the shares sum to {total:g}, not to 1")
-    return section

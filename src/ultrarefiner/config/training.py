@@ -19,11 +19,74 @@ def of_job(resources: Any) -> dict[str, Any]:
     }
 
 
+def idle_schedule_keys(training: Any) -> set[str]:
+    """Return the keys of a training's other schedules, which have no effect on its own."""
+    return {"power"} if training.schedule == "multistep" else {"milestones", "gamma"}
+
+
+def check_schedule(training: Any) -> None:
+    """Refuse a schedule that its keys do not fit.
+
+    Args:
+        training: A section with ``schedule``, ``epochs``, ``milestones`` and ``gamma``.
+
+    Raises:
+        ValueError: A key has no effect, or a milestone is none of the training's epochs.
+    """
+    fields = type(training).model_fields
+    for key in sorted(idle_schedule_keys(training) & set(fields)):
+        if getattr(training, key) != fields[key].get_default(call_default_factory=True):
+            raise ValueError(f"{key}: has no effect on schedule: {training.schedule}; remove it")
+    if training.schedule != "multistep":
+        return
+    milestones = training.milestones
+    if not milestones:
+        raise ValueError(
+            "milestones: schedule: multistep needs the epochs after which the rate falls, such as "
+            "[5, 10]"
+        )
+    if milestones[0] < 1 or milestones != sorted(set(milestones)):
+        raise ValueError(f"milestones: {milestones} are no ascending numbers of epochs from 1 on")
+    if milestones[-1] >= training.epochs:
+        raise ValueError(
+            f"milestones: {milestones[-1]} would never be reached, there are {training.epochs} "
+            "epochs; each has to be fewer than `epochs`"
+        )
+
+
+def check_focal(loss: Any) -> None:
+    """Refuse a balancing factor of no focal loss.
+
+    Args:
+        loss: A section with ``focal`` and ``focal_alpha``.
+
+    Raises:
+        ValueError: It has no effect.
+    """
+    if loss.focal_alpha is not None and loss.focal == 0.0:
+        raise ValueError("focal_alpha: has no effect while `focal` is 0; set its weight")
+
+
 class LossConfig(Section):
     """Weights of the coarse model's loss terms."""
 
     ce: float = Field(0.5, ge=0.0, description="Weight of the cross entropy.")
     dice: float = Field(0.5, ge=0.0, description="Weight of the soft Dice loss.")
+    focal: float = Field(0.0, ge=0.0, description="Weight of the focal loss, gamma 2.")
+    focal_alpha: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="Balance of the focal loss: the lesion's pixels count so much, the others the "
+        "rest to 1; none: all alike.",
+    )
+
+    @model_validator(mode="after")
+    def _teaches_something(self) -> LossConfig:
+        if self.ce + self.dice + self.focal == 0.0:
+            raise ValueError("loss: ce, dice and focal cannot all be 0")
+        check_focal(self)
+        return self
 
 
 class AugmentConfig(Section):
@@ -41,6 +104,9 @@ class AugmentConfig(Section):
         0.0, ge=0.0, le=1.0, description="Probability of a rotation by a small angle."
     )
     rotate_degrees: float = Field(20.0, ge=0.0, le=180.0, description="Largest small angle.")
+
+
+_MODELS_OWN = ("width", "deep_supervision", "resnet", "branch")
 
 
 class CoarseConfig(Section):
@@ -65,23 +131,44 @@ class CoarseConfig(Section):
     deep_supervision: bool | None = Field(
         None, description="Supervise coarser outputs too (dynunet: yes by default)."
     )
-    init: Literal["imagenet21k", "random"] = Field(
-        "imagenet21k", description="Starting weights; `random` only if you mean it."
+    init: Literal["imagenet21k", "sam", "random"] = Field(
+        "imagenet21k",
+        description="Starting weights: `imagenet21k` (transunet), `sam` (sam_unet); `random` only "
+        "if you mean it.",
     )
     pretrained: str = Field(
-        "resources/weights/R50+ViT-B_16.npz", description="File for `init: imagenet21k`."
+        "resources/weights/R50+ViT-B_16.npz",
+        description="File for `init: imagenet21k`; for `init: sam` "
+        "the SAM, sam_vit_b if this is not set.",
+    )
+    resnet: Literal[10, 34, 50] | None = Field(
+        None, description="sam_unet: layers of the ResNet beside the encoder; default 50."
+    )
+    branch: str | None = Field(
+        None,
+        min_length=1,
+        description="sam_unet: weights that the ResNet starts from, by name or as a file of "
+        "torchvision; default: ImageNet's. `random`: random ones.",
     )
     epochs: int = Field(150, ge=1, description="Passes over the training cases.")
     flips: bool = Field(
         False, description="Predict the mean over the image and its three flips; costs 4 times."
     )
     batch_size: int = Field(24, ge=1, description="Images in a step.")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer.")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="Optimizer.")
     lr: float = Field(0.01, gt=0.0, description="First learning rate.")
     momentum: float = Field(0.9, ge=0.0, lt=1.0, description="Momentum (sgd).")
     nesterov: bool = Field(False, description="Nesterov's momentum (sgd).")
-    weight_decay: float = Field(1e-4, ge=0.0, description="Weight decay.")
-    power: float = Field(0.9, ge=0.0, description="lr * (1 - step / steps) ** power.")
+    weight_decay: float = Field(1e-4, ge=0.0, description="Weight decay (adam: as L2).")
+    schedule: Literal["poly", "multistep"] = Field(
+        "poly", description="Falls in every step; or after the epochs of `milestones`."
+    )
+    power: float = Field(0.9, ge=0.0, description="poly: lr * (1 - step / steps) ** power.")
+    milestones: list[int] = Field(
+        default_factory=list,
+        description="multistep: after so many epochs each the rate is multiplied by `gamma`.",
+    )
+    gamma: float = Field(0.5, gt=0.0, lt=1.0, description="multistep: that factor.")
     loss: LossConfig = Field(LossConfig(), description="Loss weights.")
     augment: AugmentConfig = Field(AugmentConfig(), description="Augmentation.")
     grad_clip: float | None = Field(None, gt=0.0, description="Largest gradient norm.")
@@ -144,7 +231,13 @@ class CoarseConfig(Section):
         if self.image_size != "auto":
             idle["size_cap"] = True
         # The models' own; left out, a study of before these keys keeps its trained models.
-        idle |= {key: True for key in ("width", "deep_supervision") if getattr(self, key) is None}
+        idle |= {key: True for key in _MODELS_OWN if getattr(self, key) is None}
+        # Left out likewise: keys of other schedules, and a focal loss of no weight.
+        idle |= dict.fromkeys(idle_schedule_keys(self), True)
+        if self.schedule == "poly":
+            idle["schedule"] = True
+        if self.loss.focal == 0.0:
+            idle["loss"] = {"focal", "focal_alpha"}
         if self.init == "random":
             idle["pretrained"] = True
         if self.augment.rotate == 0.0:
@@ -165,8 +258,7 @@ class CoarseConfig(Section):
 
     @model_validator(mode="after")
     def _keys_fit_each_other(self) -> CoarseConfig:
-        if self.loss.ce + self.loss.dice == 0.0:
-            raise ValueError("loss: ce and dice cannot both be 0")
+        check_schedule(self)
         if self.gpu * self.nodes > self.batch_size:
             raise ValueError(
                 f"gpu: {self.gpu * self.nodes} GPUs cannot share a batch of {self.batch_size}; "

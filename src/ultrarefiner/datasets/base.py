@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,14 @@ class RawMask:
         gray: uint8 (h, w); lesion from 128 on.
         mode: What the file held, in a word.
         notes: What is worth a note with the case.
+        exact: Whether it must have the size of its image.
     """
 
     name: str
     gray: np.ndarray
     mode: str
     notes: tuple[str, ...] = ()
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class Case:
         split: Part of the dataset's official division ("train", "validation", "test"), if any.
         part: What of the files is meant: a slice of a volume, an image of an annotation file.
         reader: How the files are decoded; None for plain image files with 0/255 masks.
+        shares_image: Whether each mask of the image is a case of its own: its pixels then come
+            several times, on purpose.
     """
 
     id: str
@@ -94,6 +99,12 @@ class Case:
     split: str | None = None
     part: str | None = None
     reader: Reader | None = None
+    shares_image: bool = False
+
+    @property
+    def picture(self) -> str:
+        """What is the same for cases that show one image, and differs for all others."""
+        return f"file {self.image}" if self.shares_image else f"case {self.id}"
 
 
 @dataclass
@@ -166,6 +177,45 @@ def shorten(names: list[str], shown: int = _SHOWN) -> str:
     """Join names for a message; after the first `shown` only their number is given."""
     rest = len(names) - shown
     return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def inside_root(text: str) -> str:
+    """Return the path of a folder in a dataset's root.
+
+    Raises:
+        ValueError: It is absolute, or leads out of the root.
+    """
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError("give a folder in the dataset's root, by its path from there")
+    return text
+
+
+def one_group(text: str) -> str:
+    """Return a regular expression with exactly one group.
+
+    Raises:
+        ValueError: It is none, or has another number of groups.
+    """
+    try:
+        groups = re.compile(text).groups
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from error
+    if groups != 1:
+        raise ValueError(
+            f"has {groups} groups: put the part of the name that is meant, and nothing else, in "
+            "parentheses; further ones are written (?:...)"
+        )
+    return text
+
+
+def unique_names(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return for each row the first of its names that no other row has, or its last one.
+
+    Names are compared as they stand in case ids.
+    """
+    used = Counter(words for row in rows for words in set(map(slug, row)))
+    return [next((name for name in row if used[slug(name)] == 1), row[-1]) for row in rows]
 
 
 def list_folder(folder: Path) -> list[Path]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from ultrarefiner.datasets.base import (
     Reader,
     image_files,
     shorten,
-    slug,
+    unique_names,
 )
 from ultrarefiner.datasets.reading import decode_image
 from ultrarefiner.datasets.run_lengths import decode_segmentation, segmentation_problem
@@ -288,8 +287,7 @@ def _names(entries: list[_Entry], root: Path) -> list[str]:
         name = Path(entry.name).with_suffix("")
         full = entry.path.relative_to(root).with_suffix("")
         rows.append((name.name, name.as_posix(), full.as_posix()))
-    used = Counter(words for row in rows for words in set(map(slug, row)))
-    return [next((name for name in row if used[slug(name)] == 1), row[-1]) for row in rows]
+    return unique_names(rows)
 
 
 def _once(listing: Listing, entries: list[_Entry]) -> list[_Entry]:

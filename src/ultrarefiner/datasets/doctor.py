@@ -24,6 +24,7 @@ from ultrarefiner.datasets.findings import (
     has_note,
     mask_warnings,
     near_duplicates,
+    one_of_each_image,
     quality_warnings,
 )
 from ultrarefiner.datasets.layouts import DATASETS, list_cases, unexpected_files, unusable
@@ -132,17 +133,19 @@ def examine_dataset(
             readable.append(result)
         elif case.id not in decisions.excluded:
             errors += result.problems
-    counts = count_cases(listing, sum(item.empty is None for item in readable))
+    shown = {item.case.picture for item in readable if item.empty is None}
+    counts = count_cases(listing, len(shown))
     findings = [item for item in readable if item.case.id not in decisions.excluded]
+    images = one_of_each_image(findings)
     equal = exact_duplicates(findings)
     alike = near_duplicates(findings)
     warnings = [
         *listing.warnings,
         *count_warnings(listing, counts, row.counts),
         *mask_warnings(findings, include_empty),
-        *depth_warnings(findings),
+        *depth_warnings(images),
         *duplicate_warnings(equal, alike),
-        *quality_warnings(findings),
+        *quality_warnings(images),
         *fold_warnings(listing),
         *curation_warnings(decisions, curation),
         *unexpected_files(layout, listing),
@@ -159,7 +162,7 @@ def examine_dataset(
         "counts": counts,
         "unusable": len(listing.cases) - len(decisions.excluded) - len(findings),
         **_facts(listing, findings, left_out, equal, alike),
-        **_quality_facts(findings),
+        **_quality_facts(images),
         "curation": _curation_facts(decisions),
         **terms,
         "published_counts": dict(row.counts),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -92,7 +92,7 @@ def count_cases(listing: Listing, lesions: int) -> dict[str, int]:
     patients = {case.patient for case in listing.cases if case.patient}
     known = {"patients": len(patients)} if patients else {}
     return {
-        "images": len(listing.cases),
+        "images": len({case.picture for case in listing.cases}),
         "lesions": lesions,
         **dict(sorted(counts.items())),
         **known,
@@ -120,6 +120,11 @@ def count_warnings(
     ]
 
 
+def one_of_each_image(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the first finding of each image: some datasets have a case for each mask of it."""
+    return list({item.case.picture: item for item in reversed(findings)}.values())[::-1]
+
+
 def mask_warnings(findings: list[Finding], include_empty: bool) -> list[str]:
     """Return what is odd about the masks."""
     lines = []
@@ -130,6 +135,8 @@ def mask_warnings(findings: list[Finding], include_empty: bool) -> list[str]:
     )
     for item in findings:
         image = item.case.image
+        if item.case.shares_image and item.case.masks:
+            image = f"{image} ({item.case.masks[0].name})"
         if item.empty == "blank mask":
             lines.append(f"{image}: its mask is blank; the image {fate}; check the mask")
         if item.case.label == NO_LESION and item.lesion_share > 0:
@@ -181,10 +188,11 @@ def has_note(item: Finding, start: str) -> bool:
 
 
 def exact_duplicates(findings: list[Finding]) -> list[list[Finding]]:
-    """Return the sets of two or more images with equal pixels."""
+    """Return the sets of two or more images with equal pixels, as the cases of these images."""
     ordered = sorted(findings, key=lambda item: (item.sha256, item.case.id))
     sets = [list(same) for _, same in groupby(ordered, key=lambda item: item.sha256)]
-    return sorted((same for same in sets if len(same) > 1), key=lambda same: same[0].case.id)
+    several = [same for same in sets if len({item.case.picture for item in same}) > 1]
+    return sorted(several, key=lambda same: same[0].case.id)
 
 
 def duplicate_warnings(equal: list[list[Finding]], alike: list[list[str]]) -> list[str]:
@@ -192,15 +200,15 @@ def duplicate_warnings(equal: list[list[Finding]], alike: list[list[str]]) -> li
     lines = []
     plain = []
     for same in equal:
-        names = " = ".join(item.case.image.name for item in same)
+        names = " = ".join(item.case.image.name for item in one_of_each_image(same))
         odd = []
-        if len({item.case.label for item in same}) > 1:
+        if len(_of_each_image(same, lambda item: item.case.label)) > 1:
             odd.append("classes " + " and ".join(sorted({str(item.case.label) for item in same})))
         if len({item.case.patient for item in same}) > 1:
             odd.append(
                 "patients " + " and ".join(sorted({str(item.case.patient) for item in same}))
             )
-        if len({item.label_sha256 for item in same}) > 1:
+        if len(_of_each_image(same, lambda item: item.label_sha256)) > 1:
             odd.append("masks")
         if odd:
             lines.append(
@@ -223,6 +231,16 @@ def duplicate_warnings(equal: list[list[Finding]], alike: list[list[str]]) -> li
     return lines
 
 
+def _of_each_image(
+    same: Sequence[Finding], value: Callable[[Finding], Hashable]
+) -> set[frozenset[Hashable]]:
+    """Return what some images say of themselves, each distinct answer once."""
+    said: dict[str, set[Hashable]] = {}
+    for item in same:
+        said.setdefault(item.case.picture, set()).add(value(item))
+    return {frozenset(values) for values in said.values()}
+
+
 def near_duplicates(findings: list[Finding]) -> list[list[str]]:
     """Return the file names of look-alikes, beyond the sets whose pixels are all equal."""
     clusters = cluster_duplicates(
@@ -234,7 +252,7 @@ def near_duplicates(findings: list[Finding]) -> list[list[str]]:
     for item in findings:
         members.setdefault(clusters[item.case.id], []).append(item)
     return [
-        [item.case.image.name for item in same]
+        [item.case.image.name for item in one_of_each_image(same)]
         for _, same in sorted(members.items())
         if len({item.sha256 for item in same}) > 1
     ]

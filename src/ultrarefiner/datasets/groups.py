@@ -67,7 +67,8 @@ def group_cases(
     - ``duplicates``: by equal pixels (`sha256`), and by the column `group` where the patient is
       not known. Images of one patient may be parted, and so may near-duplicates of known
       patients, which the table does not tell.
-    - ``image``: each by itself; a warning is logged if equal pixels may be parted.
+    - ``image``: each by itself, with the cases of all its masks; a warning is logged if equal
+      pixels may be parted.
 
     Args:
         rows: Rows of cases.csv, sorted by case.
@@ -102,6 +103,10 @@ def _names(rows: Sequence[Mapping[str, str]], config: SplitsConfig) -> list[str]
     if config.group == "auto":
         return [row["group"] for row in rows]
     names = [row["patient" if config.group == "patient" else "case"] for row in rows]
+    if config.group == "image":
+        # Where a case is one mask, an image has several; no choice parts them.
+        image_of = join((row["case"], row.get("image") or row["case"]) for row in rows)
+        names = [image_of[name] for name in names]
     links: list[tuple[str, Hashable]] = []
     for row, name in zip(rows, names, strict=True):
         links.append((name, ("name", name)))

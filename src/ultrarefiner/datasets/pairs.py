@@ -14,7 +14,9 @@ from ultrarefiner.datasets.base import (
     Case,
     DatasetRow,
     Listing,
+    inside_root,
     locate_folder,
+    one_group,
     shorten,
     subfolders,
 )
@@ -23,37 +25,17 @@ from ultrarefiner.datasets.pairing import MaskName, Pair, pair_folders
 _EXPECTS = "a folder of images and one of masks (options `images` and `masks`)"
 
 
-def _inside(text: str) -> str:
-    path = PurePosixPath(text)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError("give a folder in the dataset's root, by its path from there")
-    return text
-
-
-def _one_group(text: str) -> str:
-    try:
-        groups = re.compile(text).groups
-    except re.error as error:
-        raise ValueError(f"is no regular expression: {error}") from error
-    if groups != 1:
-        raise ValueError(
-            f"has {groups} groups: put the part of the name that is meant, and nothing else, in "
-            "parentheses; further ones are written (?:...)"
-        )
-    return text
-
-
 def _folder_or_group(text: str) -> str:
-    return text if text == "folder" else _one_group(text)
+    return text if text == "folder" else one_group(text)
 
 
 class PairsOptions(Section):
     """How the files of two folders belong together, and what their names tell."""
 
-    images: Annotated[str, AfterValidator(_inside)] = Field(
+    images: Annotated[str, AfterValidator(inside_root)] = Field(
         "images", min_length=1, description="Folder of the images, from the root."
     )
-    masks: Annotated[str, AfterValidator(_inside)] = Field(
+    masks: Annotated[str, AfterValidator(inside_root)] = Field(
         "masks", min_length=1, description="Folder of the masks; may be that of the images."
     )
     mask_prefix: str = Field("", description="What a mask's name has before the image's.")
@@ -61,7 +43,7 @@ class PairsOptions(Section):
     numbered: bool = Field(
         False, description="An image may have masks NAME, NAME_1, NAME_2, ... that count together."
     )
-    patient: Annotated[str, AfterValidator(_one_group)] | None = Field(
+    patient: Annotated[str, AfterValidator(one_group)] | None = Field(
         None, description="Regular expression with one group, searched in FOLDER/NAME."
     )
     label: Annotated[str, AfterValidator(_folder_or_group)] | None = Field(

@@ -14,12 +14,14 @@ from ultrarefiner.datasets.phantoms.drawing import Phantom, draw_phantom, draw_s
 from ultrarefiner.datasets.phantoms.files import Layout
 from ultrarefiner.datasets.phantoms.folders import write_busbra, write_busi, write_stu
 from ultrarefiner.datasets.phantoms.manifest import write_manifest
+from ultrarefiner.datasets.phantoms.nifti import write_nifti
 from ultrarefiner.datasets.phantoms.pairs import (
     write_bus,
     write_bus_uc,
     write_pairs,
     write_udiat,
 )
+from ultrarefiner.datasets.phantoms.samed2d import write_samed2d
 from ultrarefiner.datasets.phantoms.volumes import write_abus
 from ultrarefiner.errors import ConfigError, OutputError
 from ultrarefiner.io import atomic_directory, write_json
@@ -44,6 +46,8 @@ LAYOUTS: Registry[Layout] = Registry(
         "abus": Layout("Train/, Validation/ and Test/ with NRRD volumes", write_abus),
         "coco": Layout("images/ and annotations.json with polygons and run lengths", write_coco),
         "manifest": Layout("manifest.csv and files of many kinds", write_manifest),
+        "samed2d": Layout("train/ and test/ with images/, masks/ and JSON tables", write_samed2d),
+        "nifti": Layout("a folder for each patient with ct.nii.gz and seg.nii.gz", write_nifti),
     },
 )
 

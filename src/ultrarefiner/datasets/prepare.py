@@ -75,7 +75,7 @@ def prepare_dataset(
             `group` joins what must not be parted: images of one patient or one file, equal pixels,
             and near-duplicates where the patient of one is not known. Sizes in `note` are
             height x width.
-            `look_alikes` counts other cases of equal pixels or alike appearance, known patient or
+            `look_alikes` counts other images of equal pixels or alike appearance, known patient or
             not. `appearance` is the perceptual hash in 16 hex digits.
         published_folds: CSV to write: `case, folds, fold` (fold from 0); only a header where the
             dataset has none.
@@ -122,10 +122,9 @@ def prepare_dataset(
         if problems:
             raise unusable(layout, root, problems)
     groups = _group(name, kept)
-    alike = count_look_alikes([item.sha256 for item in kept], [item.appearance for item in kept])
+    alike = _look_alikes(kept)
     rows = (
-        _row(item, groups[item.case.id], count, decisions, root)
-        for item, count in zip(kept, alike, strict=True)
+        _row(item, groups[item.case.id], alike[item.case.picture], decisions, root) for item in kept
     )
     write_rows(cases, COLUMNS, rows)
     reasons = {item.case.id: item.excluded for item in done if item.excluded is not None}
@@ -187,7 +186,9 @@ def _raw(path: Path, root: Path) -> str:
 
 
 def _raw_image(case: Case, root: Path) -> str:
-    return _raw(case.image, root) + (f"#{case.part}" if case.part else "")
+    # Equal in this column means one image: where each mask is a case, the part is but the mask.
+    part = None if case.shares_image else case.part
+    return _raw(case.image, root) + (f"#{part}" if part else "")
 
 
 def _row(
@@ -215,6 +216,15 @@ def _row(
         "look_alikes": look_alikes,
         "appearance": f"{item.appearance:016x}",
     }
+
+
+def _look_alikes(items: list[_Prepared]) -> dict[str, int]:
+    """Return for each image how many others have equal pixels or look like it."""
+    images = {item.case.picture: item for item in items}
+    counts = count_look_alikes(
+        [item.sha256 for item in images.values()], [item.appearance for item in images.values()]
+    )
+    return dict(zip(images, counts, strict=True))
 
 
 def _links(items: list[_Prepared]) -> Iterator[tuple[str, Hashable]]:

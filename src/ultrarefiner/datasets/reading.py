@@ -213,6 +213,9 @@ def load_case(case: Case) -> CasePixels:
         if not _same_shape(mask.gray.shape, size):
             problems.append(_other_shape(mask, case.image, size))
             continue
+        if mask.exact and mask.gray.shape != size:
+            problems.append(_other_size(mask, case.image, size))
+            continue
         if mask.gray.shape != size:
             resized.append(f"{mask.gray.shape[0]}x{mask.gray.shape[1]}")
         aligned, lost = align_mask(mask.gray, *size)
@@ -264,6 +267,14 @@ def _other_shape(mask: RawMask, image: Path, image_size: tuple[int, int]) -> str
         f"{mask.name}: its size {height}x{width} (height x width) has another aspect ratio "
         f"than {image_size[0]}x{image_size[1]} of {image}: they do not show the same; restore the "
         "right mask, or move both files away"
+    )
+
+
+def _other_size(mask: RawMask, image: Path, image_size: tuple[int, int]) -> str:
+    height, width = mask.gray.shape
+    return (
+        f"{mask.name}: has {height}x{width} pixels (height x width), its image {image} "
+        f"{image_size[0]}x{image_size[1]}; save the mask in the size of its image, without smoothing"
     )
 
 

@@ -24,7 +24,7 @@ from ultrarefiner.io import item_seed, read_rows, write_rows
 ROLES = ("train", "validation", "test", "holdout")
 COLUMNS = ["case", "group", "fold", "role"]
 # What is read of a table of cases.
-_USED = ("case", "group", "patient", "label", "sha256", "split")
+_USED = ("case", "image", "group", "patient", "label", "sha256", "split")
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ def split_folds(
     each test case has a second row as ``validation``, and groups may cross.
 
     Args:
-        cases: Table of the prepared cases; `case`, `group`, `patient`, `label` and `sha256` are
-            used.
+        cases: Table of the prepared cases; `case`, `image`, `group`, `patient`, `label`, `sha256`
+            and `split` are used.
         published_folds: Table `case, folds, fold` of the dataset's own partitions, where `folds`
             is the number of folds in a partition; numbering from 0 and from 1 are both taken.
         output: Table to write: `case, group, fold, role`, folds from 0.

@@ -78,7 +78,7 @@ def export(
         str | None, typer.Option(help="Family of MODEL; default: what the file says, or sam.")
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="Layout of MODEL: sam or ultrasam; default: the family's.")
+        str | None, typer.Option(help="Layout of MODEL: sam, ultrasam, sam_unet; default: its own.")
     ] = None,
     run: Run = None,
     method: MethodName = None,

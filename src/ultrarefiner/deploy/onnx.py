@@ -22,7 +22,7 @@ from ultrarefiner.deploy.bundle import read_bundle
 from ultrarefiner.deploy.contents import Bundle
 from ultrarefiner.deploy.onnx_graph import Case, require_packages, write_onnx
 from ultrarefiner.deploy.onnx_page import Network, onnx_page
-from ultrarefiner.errors import WeightsError
+from ultrarefiner.errors import ConfigError, WeightsError
 from ultrarefiner.io import atomic_directory, file_sha256, write_text
 from ultrarefiner.models import build_model, height_width
 from ultrarefiner.models.attention import FusedBlock, is_fused
@@ -74,12 +74,13 @@ def export_encoder_onnx(weights: str | Path, family: str, output: str | Path) ->
 
     Raises:
         WeightsError: The weights are absent, damaged or another model's.
-        ConfigError: Unknown family, or the packages of the extra ``onnx`` are not installed.
+        ConfigError: Unknown family or one that is not written so, or the packages of the extra
+            ``onnx`` are not installed.
         UltraRefinerError: onnxruntime computes something else from the file; it is not kept.
         OutputError: The file cannot be written.
     """
     require_packages()
-    encoder_to_onnx(load_sam(locate_weights(weights), family), output)
+    encoder_to_onnx(_load_sam(locate_weights(weights), family), output)
 
 
 def export_decoder_onnx(weights: str | Path, family: str, output: str | Path) -> None:
@@ -88,7 +89,7 @@ def export_decoder_onnx(weights: str | Path, family: str, output: str | Path) ->
     Args and errors are those of ``export_encoder_onnx``.
     """
     require_packages()
-    decoder_to_onnx(load_sam(locate_weights(weights), family), output)
+    decoder_to_onnx(_load_sam(locate_weights(weights), family), output)
 
 
 def export_folder_onnx(folder: str | Path) -> Path:
@@ -355,7 +356,7 @@ def _sam_networks(files: Sequence[_SamFile], made: Path) -> list[Network]:
     for group in alike.values():
         stem = group[0].name if len(alike) == 1 else group[0].stem
         for one in group:
-            sam = load_sam(one.path, one.family)
+            sam = _load_sam(one.path, one.family)
             side, grid = sam.image_encoder.img_size, sam.prompt_encoder.image_embedding_size[0]
             about = {"size": (side, side), "grid": grid, "family": one.family}
             if one is group[0]:
@@ -365,6 +366,15 @@ def _sam_networks(files: Sequence[_SamFile], made: Path) -> list[Network]:
             decoder_to_onnx(sam, made / f"{one.stem}-decoder.onnx")
             networks.append(Network(f"{one.stem}-decoder.onnx", "decoder", one.of, **about))
     return networks
+
+
+def _load_sam(path: Path, family: str) -> Sam:
+    if family == "sam_unet":
+        raise ConfigError(
+            f"{path} is a SAM-UNet, whose networks are not written as ONNX; use `ultrarefiner "
+            "predict`, or `ultrarefiner export` for a plain checkpoint"
+        )
+    return load_sam(path, family)
 
 
 def _load_coarse(model: str | Path, card: str | Path) -> tuple[nn.Module, int | Sequence[int]]:

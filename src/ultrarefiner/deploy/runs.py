@@ -8,6 +8,7 @@ from ultrarefiner.config import StudyConfig, load_config
 from ultrarefiner.deploy.contents import Bundle, File, Member, RefinerPart
 from ultrarefiner.errors import ConfigError, WeightsError, first_names
 from ultrarefiner.io import file_sha256, read_json, read_rows
+from ultrarefiner.models import starting_weights
 from ultrarefiner.models.cards import CARD, card_beside, check_fold, read_card, read_threshold
 from ultrarefiner.models.weights import (
     FOLDER,
@@ -286,7 +287,7 @@ def _published(config: StudyConfig, method: Method) -> list[str]:
         refiner, models = row.refiner, [row.coarse]
     files = [config.refiners[refiner].weights] if refiner else []
     starts = [config.coarse[name] for name in models]
-    files += [row.pretrained for row in starts if row.init != "random"]
+    files += [weights for row in starts for weights in starting_weights(row)]
     # A copy of a published file has its terms.
     names = {registered(file) or name_of_file(Path(file).name) for file in files if file}
     return sorted(name for name in names if name)

@@ -97,10 +97,12 @@ def compare_methods(
             continue
         for base, others in _families(scores, reference, found):
             salt = item_seed(seed, "compare", dataset, evaluation, base)
-            rows += _compare_with(base, others, found, bootstrap, salt)
+            rows += compare_with(base, others, found, bootstrap, salt)
     for metric in COMPARED:
         for oracle in (False, True):
-            _correct([row for row in rows if row["metric"] == metric and row["oracle"] is oracle])
+            correct_by_holm(
+                [row for row in rows if row["metric"] == metric and row["oracle"] is oracle]
+            )
     write_rows(
         comparisons,
         COMPARISON_COLUMNS,
@@ -140,14 +142,25 @@ def _families(
     yield from ((base, sorted(others[base])) for base in sorted(others) if others[base])
 
 
-def _compare_with(
+def compare_with(
     reference: str,
     others: Sequence[str],
     cases: Mapping[str, list[Row]],
     bootstrap: int,
     seed: int,
 ) -> list[Row]:
-    """Return the rows of the methods that have one reference, but for the corrected p values."""
+    """Return the rows of the methods that have one reference, but for the corrected p values.
+
+    Args:
+        reference: The method to compare with.
+        others: The methods that are compared with it.
+        cases: The rows of each of them, all of images with a lesion and in the same order.
+        bootstrap: Samples of each interval.
+        seed: Seed of the samples.
+
+    Returns:
+        Rows of `COMPARISON_COLUMNS`, for each method one in each of `COMPARED`.
+    """
     groups = [row["group"] for row in cases[reference]]
     values = {
         method: np.array([[row[metric] for metric in COMPARED] for row in cases[method]])
@@ -187,8 +200,8 @@ def _compare_with(
     return rows
 
 
-def _correct(family: Sequence[Row]) -> None:
-    """Add the corrected p values to the rows of a family."""
+def correct_by_holm(family: Sequence[Row]) -> None:
+    """Add to the rows of a family their p values corrected by Holm over it."""
     for raw, corrected in (("wilcoxon_p", "holm_p"), ("group_wilcoxon_p", "group_holm_p")):
         for row, p in zip(family, holm([row[raw] for row in family]), strict=True):
             row[corrected] = float(p)

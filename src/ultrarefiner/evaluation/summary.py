@@ -154,7 +154,7 @@ def _summarise(
     groups = np.array([f"{row['dataset']}\x1f{row['group']}" for row in cases])
     values = np.stack([_measured(rows) for rows in block.values()], axis=1)
     predictors = list(block)
-    facts = [_of_method(rows) for rows in block.values()]
+    facts = [of_method(rows) for rows in block.values()]
     found: list[tuple[tuple[int, int], list[Row]]] = []
     overall: dict[Predictor, np.ndarray] = {}
     for place, (subgroup, fold, mask) in enumerate(_views(evaluation, cases, traits)):
@@ -182,7 +182,7 @@ def _summarise(
                 **facts[i],
                 "subgroup": subgroup,
                 "fold": "all" if number is None else str(number),
-                **_failures(rows),
+                **failures(rows),
             }
             found.append(((i, place), _describe_all(head, part[:, j], low[j], high[j])))
     found.sort(key=lambda item: item[0])
@@ -217,7 +217,7 @@ def _measured(rows: Sequence[Row]) -> np.ndarray:
     )
 
 
-def _of_method(rows: Sequence[Row]) -> Row:
+def of_method(rows: Sequence[Row]) -> Row:
     """Return what a method is; of cases of several datasets, what holds for all."""
     values = {name: {row[name] for row in rows} for name in _OF_METHOD}
     same = {name: found.pop() if len(found) == 1 else "" for name, found in values.items()}
@@ -226,7 +226,8 @@ def _of_method(rows: Sequence[Row]) -> Row:
     return same | {"seen": worst}
 
 
-def _failures(rows: Sequence[Row]) -> dict[str, int]:
+def failures(rows: Sequence[Row]) -> dict[str, int]:
+    """Return on how many cases a lesion was missed, and on how many one was seen without any."""
     return {
         "misses": sum(row["empty_prediction"] and not row["empty_truth"] for row in rows),
         "false_positives": sum(row["empty_truth"] and not row["empty_prediction"] for row in rows),
@@ -267,9 +268,9 @@ def _macro(parts: Sequence[_Summary], joined: Mapping[Predictor, list[Row]]) -> 
                     {
                         **mine[0],
                         "dataset": MACRO,
-                        **_of_method(rows),
+                        **of_method(rows),
                         **_describe(np.array([line["mean"] for line in mine]), low[i], high[i]),
-                        **_failures(rows),
+                        **failures(rows),
                     }
                 )
     return lines

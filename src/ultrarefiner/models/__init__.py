@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ultrarefiner.config import CoarseConfig
+from ultrarefiner.models.weights import resnet_weights
 from ultrarefiner.registry import Registry, resolve
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["MODELS", "Model", "build_model", "height_width", "plan_model", "unusable_keys"]
+__all__ = [
+    "MODELS",
+    "Model",
+    "build_model",
+    "height_width",
+    "plan_model",
+    "starting_weights",
+    "unusable_keys",
+]
 
 NUM_CLASSES = 2
 
@@ -25,8 +34,11 @@ class Model:
         target: Function that builds it, as "module:attribute"; called with ``image_size`` (the
             side, or (height, width) where ``rectangular``), ``num_classes`` and the options that
             the planner gave.
-        pretrained: Name in ``WEIGHTS`` of the encoder weights that it can start from; None when
-            it is only trained from random weights.
+        init: The value of the config's ``init`` with which it starts from weights; None when it is
+            only trained from random ones.
+        pretrained: Name in ``WEIGHTS`` of those weights.
+        starter: Fills it with them, as "module:attribute"; called with the model and the files that
+            ``starting_weights`` names.
         rectangular: Whether the input may be other than square.
         planner: Function that says what the model is to be, as "module:attribute"; called with the
             config and a function that gives the training images' sizes. None: nothing but the
@@ -35,21 +47,20 @@ class Model:
         width: Channels of the first level, where the config's ``width`` can change them.
         deep_supervision: Whether it can be supervised at several depths.
         decoder: How the names of its decoder's parameters begin; none: it is not divided.
+        resnet: Whether the config's ``resnet`` and ``branch`` are about a part of it.
     """
 
     target: str
+    init: str | None = None
     pretrained: str | None = None
+    starter: str = ""
     rectangular: bool = False
     planner: str | None = None
     plans_size: bool = False
     width: int | None = None
     deep_supervision: bool = False
     decoder: tuple[str, ...] = ()
-
-    @property
-    def imagenet21k(self) -> bool:
-        """Whether the encoder can start from the ImageNet-21k file."""
-        return self.pretrained == "r50_vit_b_16"
+    resnet: bool = False
 
 
 MODELS: Registry[Model] = Registry(
@@ -57,7 +68,9 @@ MODELS: Registry[Model] = Registry(
     {
         "transunet": Model(
             "ultrarefiner.models.transunet:build_transunet",
+            init="imagenet21k",
             pretrained="r50_vit_b_16",
+            starter="ultrarefiner.models.transunet_weights:begin",
             decoder=("decoder.", "segmentation_head."),
         ),
         "transunet_tiny": Model(
@@ -77,6 +90,19 @@ MODELS: Registry[Model] = Registry(
             plans_size=True,
             width=32,
             deep_supervision=True,
+        ),
+        "sam_unet": Model(
+            "ultrarefiner.models.sam_unet_coarse:build_sam_unet",
+            init="sam",
+            pretrained="sam_vit_b",
+            starter="ultrarefiner.models.sam_unet_coarse:begin",
+            planner="ultrarefiner.models.sam_unet_coarse:plan_options",
+            resnet=True,
+        ),
+        "sam_unet_tiny": Model(
+            "ultrarefiner.models.sam_unet_coarse:build_sam_unet",
+            planner="ultrarefiner.models.sam_unet_coarse:plan_tiny_options",
+            resnet=True,
         ),
     },
 )
@@ -105,6 +131,35 @@ def unusable_keys(config: CoarseConfig) -> Iterator[str]:
             f"deep_supervision: {name} has one output (several: {able('deep_supervision')}); "
             "remove the key"
         )
+    for key in ("resnet", "branch"):
+        if getattr(config, key) is not None and not row.resnet:
+            yield f"{key}: {name} has no ResNet of its own (these do: {able('resnet')}); remove it"
+    if config.branch is not None and row.resnet and config.init == "random":
+        yield "branch: has no effect on init: random; remove the key"
+    if row.resnet and isinstance(config.image_size, int) and config.image_size % 32:
+        nearest = round(config.image_size / 32) * 32
+        yield f"image_size: {name} takes multiples of 32; try {nearest}"
+    if config.init not in ("random", row.init):
+        instead = "use `init: random`"
+        if row.init is not None:
+            instead = f"use `init: {row.init}`, or `init: random` if you mean it"
+        what = {"imagenet21k": "ImageNet weights", "sam": "SAM inside"}[config.init]
+        yield f"init: {name} has no {what}; {instead}"
+
+
+def starting_weights(config: CoarseConfig) -> list[str]:
+    """Return the weights that a training starts from, by name or path: the main ones first.
+
+    Raises:
+        ConfigError: No such model.
+    """
+    if config.init == "random":
+        return []
+    row, given = MODELS[config.model], config.pretrained
+    default = given == type(config).model_fields["pretrained"].default
+    main = str(row.pretrained) if default and row.init == "sam" else given
+    branch = resnet_weights(config.resnet or 50, config.branch) if row.resnet else None
+    return [main] if branch is None else [main, branch]
 
 
 def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:

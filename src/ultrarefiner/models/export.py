@@ -18,6 +18,7 @@ from ultrarefiner.io import atomic_path
 from ultrarefiner.models.lora import lora_layers
 from ultrarefiner.models.mobile_sam import TinyViTEncoder, mobile_sam_name
 from ultrarefiner.models.sam import SAM_FAMILIES, load_sam
+from ultrarefiner.models.sam_unet_model import SamUNet
 from ultrarefiner.models.state_dict import State
 from ultrarefiner.models.ultrasam import ResidualMLP, to_ultrasam
 from ultrarefiner.registry import Registry
@@ -53,6 +54,9 @@ LAYOUTS: Registry[ExportLayout] = Registry(
             "ultrasam",
             "UltraSAM's own code",
             lambda state, about: {"meta": dict(about), "state_dict": dict(state)},
+        ),
+        "sam_unet": ExportLayout(
+            "sam_unet", "SAM-UNet's own code", lambda state, about: {"model": dict(state)}
         ),
     },
 )
@@ -119,7 +123,7 @@ def export_sam(
 
     Layout ``sam``: a flat state dict, float32, which ``sam_model_registry[...](checkpoint=...)`` and
     ``load_state_dict(strict=True)`` take. Layout ``ultrasam``: ``{"meta": ..., "state_dict": ...}``
-    under UltraSAM's names. The decoders of both compute differently (``ResidualMLP``), so neither
+    under UltraSAM's names; ``sam_unet``: ``{"model": ...}``. The decoders of both compute differently (``ResidualMLP``), so neither
     family is written in the other's layout: the masks would be others. Equal weights give equal
     bytes.
 
@@ -209,6 +213,8 @@ def _own_names(path: str | Path, sam: Sam, family: str) -> dict[str, torch.Tenso
 
 def _built_as(sam: Sam) -> str:
     """Return the family whose loader would build a model that computes like this one."""
+    if isinstance(sam, SamUNet):
+        return "sam_unet"
     if isinstance(sam.image_encoder, TinyViTEncoder):
         return "mobile_sam"
     blocks = sam.mask_decoder.transformer.layers

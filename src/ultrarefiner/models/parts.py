@@ -5,13 +5,18 @@ from __future__ import annotations
 from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import nn
 
-from ultrarefiner.config.finetuning import PARTS, Part
+from ultrarefiner.config.finetuning import PARTS
 from ultrarefiner.errors import ConfigError
 
 # How the names of parameters begin; the first match counts.
-_BEGINNINGS: tuple[tuple[str, Part], ...] = (
+_BEGINNINGS: tuple[tuple[str, str], ...] = (
     ("image_encoder.", "encoder"),
+    *((name, "branch") for name in ("resnet.", "adapters_in.", "adapters_bridge.")),
+    ("embedding_encoder.", "branch"),
     ("prompt_encoder.", "prompt_encoder"),
+    ("mask_decoder.sam_mask_decoder.output_upscaling.", "head"),
+    ("mask_decoder.hf_mlp.", "head"),
+    ("mask_decoder.embedding_maskfeature.", "head"),
     ("mask_decoder.output_upscaling.", "head"),
     ("mask_decoder.output_hypernetworks_mlps.", "head"),
     ("mask_decoder.iou_prediction_head.", "head"),
@@ -19,11 +24,11 @@ _BEGINNINGS: tuple[tuple[str, Part], ...] = (
 )
 
 
-def part_of(name: str) -> Part:
+def part_of(name: str) -> str:
     """Return the part that a SAM's parameter or module of this name belongs to.
 
     The head is what makes masks and predicted IoUs of the decoder's tokens; the decoder is its
-    transformer and the tokens themselves.
+    transformer and the tokens themselves. The branch is what a SAM-UNet has beside its encoder.
 
     Raises:
         ValueError: No SAM has such a name.

@@ -175,6 +175,7 @@ SAM_FAMILIES: Registry[str] = Registry(
         "sam": "ultrarefiner.models.sam:load_plain_sam",
         "ultrasam": "ultrarefiner.models.ultrasam:load_ultrasam",
         "mobile_sam": "ultrarefiner.models.mobile_sam:load_mobile_sam",
+        "sam_unet": "ultrarefiner.models.sam_unet:load_sam_unet",
     },
 )
 """Loaders of the families, as "module:attribute"; called with the path."""

@@ -57,17 +57,26 @@ def build_scratch(name: str, seed: int) -> Sam:
         ConfigError: No such row; the message lists the known ones.
     """
     sam = build_sam(SCRATCH[name]).to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(item_seed("scratch", name, seed))
+        start_weights(sam)
+    set_pixel_constants(sam)
+    return sam.eval()
+
+
+@torch.no_grad()
+def start_weights(sam: Sam) -> None:
+    """Give a SAM whose tensors have memory but no values those it would start with, in place.
+
+    They come from torch's global generator.
+    """
     for value in sam.state_dict().values():
         value.fill_(torch.nan)  # so that a forgotten one shows
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(item_seed("scratch", name, seed))
-        for module in sam.modules():
-            _start(module)
-    set_pixel_constants(sam)
+    for module in sam.modules():
+        _start(module)
     forgotten = [key for key, value in sam.state_dict().items() if not value.isfinite().all()]
     if forgotten:
         raise AssertionError(f"no start values for {', '.join(forgotten)}")
-    return sam.eval()
 
 
 def _start(module: nn.Module) -> None:

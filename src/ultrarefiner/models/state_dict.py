@@ -80,6 +80,12 @@ _FOREIGN = (
         "mobile_sam",
     ),
     _Foreign(
+        "SAM-UNet",
+        re.compile(r"image_encoder\.sam_img_encoder\.|adapters_(in|bridge)\.\d+\."),
+        "Load it with `family: sam_unet`",
+        "sam_unet",
+    ),
+    _Foreign(
         "a SAM under the names of the transformers package",
         re.compile(r"vision_encoder\."),
     ),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from segment_anything.modeling import ImageEncoderViT, Sam
 
-from ultrarefiner.config.finetuning import PARTS, FinetuneConfig, Part
+from ultrarefiner.config.finetuning import PARTS, FinetuneConfig
 from ultrarefiner.errors import ConfigError
 from ultrarefiner.models.lora import add_lora, lora_layers
 from ultrarefiner.models.parts import part_of, vit_encoder
@@ -22,7 +22,7 @@ class TrainableSummary:
         lora_layers: Linear layers with an addition.
     """
 
-    parts: Mapping[Part, tuple[int, int]]
+    parts: Mapping[str, tuple[int, int]]
     lora_layers: int = 0
 
     @property
@@ -87,7 +87,7 @@ def summarise(sam: Sam) -> TrainableSummary:
     """Count the parameters of a model that require a gradient, and all."""
     counts = {part: [0, 0] for part in PARTS}
     for name, parameter in sam.named_parameters():
-        count = counts[part_of(name)]
+        count = counts.setdefault(part_of(name), [0, 0])
         count[0] += parameter.numel() * parameter.requires_grad
         count[1] += parameter.numel()
     return TrainableSummary(

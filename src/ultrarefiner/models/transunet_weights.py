@@ -12,7 +12,7 @@ import logging
 import math
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -172,6 +172,11 @@ def _read_arrays(path: Path, names: list[str]) -> tuple[dict[str, np.ndarray], l
 def _is_full_size(model: TransUNet) -> bool:
     published = type(model.config)()
     return replace(model.config, dropout=published.dropout) == published
+
+
+def begin(model: torch.nn.Module, paths: Sequence[Path]) -> None:
+    """Fill a TransUNet's encoder with the one file that its training starts from."""
+    load_imagenet21k(model, paths[0])
 
 
 def load_imagenet21k(model: TransUNet, path: str | Path) -> None:

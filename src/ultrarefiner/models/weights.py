@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -25,7 +25,7 @@ class WeightsFile:
         licence: SPDX name of the licence.
         terms: What the licence asks of a user, and what else to know before a use.
         citation: The paper to cite.
-        family: Which loader reads it: "transunet", or a family of ``load_sam``.
+        family: Which loader reads it: "transunet", "resnet", or a family of ``load_sam``.
         trained_on: What the weights have seen, for judging a score on public images.
         seen: The datasets among that, by the name of their layout; for MedSAM as far as known.
         checksum: "sha256:..." or "md5:..." of the published file; None where nobody vouches for
@@ -72,6 +72,24 @@ def _sam(file: str, size: int, digest: str) -> WeightsFile:
     )
 
 
+def _resnet(layers: int, size: int, digest: str) -> WeightsFile:
+    file = f"resnet{layers}-{digest[:8]}.pth"
+    return WeightsFile(
+        file=file,
+        urls=(f"https://download.pytorch.org/models/{file}",),
+        bytes=size,
+        licence="BSD-3-Clause",
+        terms="Free use and redistribution with the licence text. ImageNet's images are for "
+        "research; the weights' authors set no such limit.",
+        citation="He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv "
+        "1512.03385",
+        family="resnet",
+        trained_on="ImageNet-1k: 1.3 million photographs; no medical images.",
+        # torchvision publishes the first digits, in the file's name.
+        checksum=f"sha256:{digest}",
+    )
+
+
 WEIGHTS: Registry[WeightsFile] = Registry(
     "weights file",
     {
@@ -85,6 +103,12 @@ WEIGHTS: Registry[WeightsFile] = Registry(
             "Recognition at Scale, ICLR 2021, arXiv 2010.11929",
             family="transunet",
             trained_on="ImageNet-21k: 14 million photographs; no medical images.",
+        ),
+        "resnet34": _resnet(
+            34, 87_319_819, "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f"
+        ),
+        "resnet50": _resnet(
+            50, 102_530_333, "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a"
         ),
         "sam_vit_b": _sam(
             "sam_vit_b_01ec64.pth",
@@ -152,6 +176,18 @@ WEIGHTS: Registry[WeightsFile] = Registry(
 )
 
 
+def resnet_weights(layers: int, given: str | None) -> str | None:
+    """Return the weights that a ResNet begins with; None: random ones.
+
+    Args:
+        layers: Its layers.
+        given: A name, a path, or "random"; None: ImageNet's, where they are published.
+    """
+    if given is not None:
+        return None if given == "random" else given
+    return f"resnet{layers}" if f"resnet{layers}" in WEIGHTS else None
+
+
 def registered(name_or_path: str | Path) -> str | None:
     """Return the row that a name, or the path of its file in ``FOLDER``, stands for; else None."""
     text = str(name_or_path)
@@ -188,6 +224,11 @@ def planned_file(name_or_path: str | None) -> str | None:
         return None
     path = weights_path(name_or_path)
     return str(path) if path.is_file() or registered(name_or_path) else None
+
+
+def planned_files(names: Iterable[str]) -> list[str]:
+    """Return those of several; see ``planned_file``."""
+    return [path for name in names if (path := planned_file(name)) is not None]
 
 
 def unaccepted_terms(name_or_path: str | Path, accepted: Collection[str]) -> str | None:

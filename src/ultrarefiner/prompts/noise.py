@@ -26,6 +26,9 @@ The names are the fields of ``BoxNoiseConfig``.
 LEAST_SIDE = 2
 """Pixels that a training box has at least on each side, where the image has them."""
 
+SHIFT_SIDE = 256
+"""Longest side of an image, in the pixels that shifts of training boxes are given in."""
+
 
 def perturb_prompt(
     prompt: Prompt, extent: Box, noise: NoiseConfig, item: str, image_hw: tuple[int, int]
@@ -106,6 +109,27 @@ def perturb_box(
         The box; see ``move_edges``.
     """
     return move_edges(box, draw_band(bands, rng), rng, image_hw)
+
+
+def shift_box(box: Box, most: float, rng: np.random.Generator, image_hw: tuple[int, int]) -> Box:
+    """Return a training box that is moved as a whole, keeping its size.
+
+    Both offsets are uniform up to ``most``, but to half of the box's shorter side: a small lesion
+    stays in its box (SAM-UNet's augmentation).
+
+    Args:
+        box: Half-open ``(x0, y0, x1, y1)`` in original pixels.
+        most: Largest offset, in pixels of the image brought to a longest side of ``SHIFT_SIDE``.
+        rng: Where the two offsets come from.
+        image_hw: (height, width) of the image in pixels.
+    """
+    x0, y0, x1, y1 = box
+    height, width = image_hw
+    reach = min(most * max(image_hw) / SHIFT_SIDE, min(x1 - x0, y1 - y0) / 2)
+    right, down = rng.uniform(-reach, reach, 2)
+    right = float(np.clip(right, min(-x0, 0), max(width - x1, 0)))
+    down = float(np.clip(down, min(-y0, 0), max(height - y1, 0)))
+    return x0 + right, y0 + down, x1 + right, y1 + down
 
 
 def _within(low: float, high: float, size: int) -> tuple[float, float]:

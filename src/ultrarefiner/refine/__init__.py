@@ -10,7 +10,12 @@ from pydantic import ValidationError
 from ultrarefiner.config import Section, explain
 from ultrarefiner.errors import ConfigError
 from ultrarefiner.refine.base import Embedding, Refinement, Refiner
-from ultrarefiner.refine.options import GrabCutOptions, SamOptions, UltraSamOptions
+from ultrarefiner.refine.options import (
+    GrabCutOptions,
+    SamOptions,
+    SamUNetOptions,
+    UltraSamOptions,
+)
 from ultrarefiner.registry import Registry, resolve, unknown_name
 
 __all__ = ["REFINERS", "Embedding", "Refinement", "Refiner", "load_refiner", "parse_options"]
@@ -31,6 +36,11 @@ class RefinerFamily:
         encoder_blocks: Whether its encoder is a row of equal blocks, of which the last ones can be
             trained alone and each can take low-rank additions.
         scratch: Whether there is a small model of it that begins from random weights.
+        joint: Whether it can be trained as one with a coarse model.
+        adapts_encoder: Whether training changes its embeddings although its encoder rests.
+        begins_as: Other families whose weights its training can begin with.
+        begin: How its training begins, as "module:function"; see ``begin.begin_refiner``. Empty:
+            as the refiner is loaded.
     """
 
     target: str
@@ -42,6 +52,10 @@ class RefinerFamily:
     trainable: bool = False
     encoder_blocks: bool = False
     scratch: bool = False
+    joint: bool = False
+    adapts_encoder: bool = False
+    begins_as: tuple[str, ...] = ()
+    begin: str = ""
 
 
 REFINERS: Registry[RefinerFamily] = Registry(
@@ -63,6 +77,7 @@ REFINERS: Registry[RefinerFamily] = Registry(
             trainable=True,
             encoder_blocks=True,
             scratch=True,
+            joint=True,
         ),
         "mobile_sam": RefinerFamily(
             "ultrarefiner.refine.mobile_sam:MobileSamRefiner",
@@ -71,6 +86,17 @@ REFINERS: Registry[RefinerFamily] = Registry(
             shelves_embeddings=True,
             embedding_options=("precision",),
             trainable=True,
+            joint=True,
+        ),
+        "sam_unet": RefinerFamily(
+            "ultrarefiner.refine.sam_unet:SamUNetRefiner",
+            SamUNetOptions,
+            needs_weights=True,
+            shelves_embeddings=True,
+            trainable=True,
+            adapts_encoder=True,
+            begins_as=("sam",),
+            begin="ultrarefiner.refine.sam_unet:begin",
         ),
         "ultrasam": RefinerFamily(
             "ultrarefiner.refine.ultrasam:UltraSamRefiner",
@@ -80,6 +106,7 @@ REFINERS: Registry[RefinerFamily] = Registry(
             embedding_options=("precision", "padding"),
             trainable=True,
             encoder_blocks=True,
+            joint=True,
         ),
     },
 )

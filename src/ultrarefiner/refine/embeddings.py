@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ultrarefiner.config import Section
-from ultrarefiner.errors import UltraRefinerError
+from ultrarefiner.errors import UltraRefinerError, WeightsError
 from ultrarefiner.io import atomic_path, json_sha256, read_rows, write_rows
 from ultrarefiner.refine.base import Embedding
 
@@ -82,6 +82,26 @@ class SamEmbedding(Embedding):
     def image_hw(self) -> tuple[int, int]:
         """Original (height, width) in pixels."""
         return self.image_size
+
+    def require(self, weights_sha256: str, family: str, recipe: Mapping[str, Any]) -> None:
+        """Check that a refiner of these weights, family and options made it.
+
+        Raises:
+            WeightsError: It was made with other weights.
+            UltraRefinerError: It was made by another family or with other options.
+        """
+        if self.weights_sha256 != weights_sha256:
+            raise WeightsError(
+                f"the embedding was made with weights {self.weights_sha256[:12]}..., this refiner "
+                f"has {weights_sha256[:12]}.... Run embed_images with these weights, or refine with "
+                "those."
+            )
+        if (self.family, self.recipe) != (family, recipe):
+            raise UltraRefinerError(
+                f"the embedding was made by family '{self.family}' with {self.recipe}, this "
+                f"refiner is of family '{family}' with {recipe}. Embed the image with this very "
+                "refiner."
+            )
 
     def save(self, path: str | Path, dtype: Literal["float32", "float16"] = "float32") -> None:
         """Write the embedding to a safetensors file, atomically.

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ultrarefiner.config import Section
+from ultrarefiner.models.weights import resnet_weights
 
 
 class GrabCutOptions(Section):
@@ -101,6 +102,58 @@ class SamOptions(Section):
         if self.mask_choice != "softmax" and "temperature" in self.model_fields_set:
             raise ValueError(f"temperature has no effect on mask_choice: {self.mask_choice}")
         return self
+
+
+class SamUNetOptions(Section):
+    """A SAM-UNet: what it is made of when it is trained here, and how sure it is."""
+
+    resnet: Literal[10, 34, 50] | None = Field(
+        None,
+        description="Layers of the ResNet beside the encoder; none: what a trained file has, 50 in "
+        "a training. 10 is for trials without a GPU.",
+    )
+    image_size: int | None = Field(
+        None,
+        ge=64,
+        le=1024,
+        description="Side of the frame in pixels, a multiple of 32; none: what a trained file has, "
+        "256 in a training.",
+    )
+    branch: str | None = Field(
+        None,
+        min_length=1,
+        description="Weights that the ResNet begins with in a training, by name or as a file of "
+        "torchvision; none: ImageNet's. `random`: random ones.",
+    )
+    init: Literal["pretrained", "random", "tiny"] = Field(
+        "pretrained",
+        description="`pretrained`: the frozen encoder is that of the SAM in `weights`. `random`: it "
+        "is random and stays so. `tiny`: so, and small, for trials without a GPU.",
+    )
+    jitter: JitterOptions | None = Field(
+        None, description="Refine moved copies of the prompt too; their agreement is recorded."
+    )
+
+    @property
+    def layers(self) -> int:
+        """Layers of the ResNet of a training."""
+        return self.resnet or 50
+
+    @property
+    def branch_weights(self) -> str | None:
+        """Weights that the ResNet begins with in a training; None: random ones."""
+        if self.init != "pretrained" and self.branch is None:
+            return None
+        return resnet_weights(self.layers, self.branch)
+
+    @field_validator("image_size")
+    @classmethod
+    def _divisible(cls, value: int | None) -> int | None:
+        if value is not None and value % 32:
+            raise ValueError(
+                f"image_size {value} is not divisible by 32; try {round(value / 32) * 32}"
+            )
+        return value
 
 
 _COMPAT = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from segment_anything.modeling import Sam
 
-from ultrarefiner.errors import PromptError, UltraRefinerError, WeightsError
+from ultrarefiner.errors import PromptError
 from ultrarefiner.models.encoding import encode, encoder_batch
 from ultrarefiner.models.finetuned import encoder_sha256
 from ultrarefiner.models.sam import input_tensor, load_sam, scale_coordinates
@@ -25,6 +25,7 @@ from ultrarefiner.refine.base import Refinement, Refiner, require_image
 from ultrarefiner.refine.embeddings import SamEmbedding, image_sha256
 from ultrarefiner.refine.options import SamOptions
 from ultrarefiner.refine.sam_prompts import (
+    LiveFeatures,
     Query,
     fed_back,
     mask_prompt_logits,
@@ -39,22 +40,6 @@ Answer = tuple[torch.Tensor, torch.Tensor]
 """What the decoder gives for one query: logits (K, h, w) and predicted IoU (K,)."""
 
 _DECODER_BATCH = 32  # prompts in one call; each holds about 36 MB while it is decoded
-
-
-@dataclass(frozen=True, eq=False)
-class LiveFeatures:
-    """Images as a model in training holds them.
-
-    Attributes:
-        features: float32 (B, channels, grid, grid) on the model's device: one image for all
-            queries, or one for each.
-        image_hw: Original (height, width) in pixels, of one image.
-        input_size: (height, width) of the image inside the model's square frame.
-    """
-
-    features: torch.Tensor
-    image_hw: tuple[int, int]
-    input_size: tuple[int, int]
 
 
 class SamRefiner(Refiner):
@@ -74,6 +59,8 @@ class SamRefiner(Refiner):
     embedding_type: ClassVar[type[SamEmbedding]] = SamEmbedding
     passes_know_the_image: ClassVar[bool] = False
     """Whether ``run_passes`` asks for the size of the one image that its queries are about."""
+    predicts_iou: ClassVar[bool] = True
+    """Whether the decoder predicts the IoU of its masks."""
 
     def __init__(self, weights: str | Path, device: str, options: SamOptions) -> None:
         path = locate_weights(weights)
@@ -116,6 +103,20 @@ class SamRefiner(Refiner):
         """Return the encoder's input (1, 3, side, side) and the image's (height, width) in it."""
         return input_tensor(image, self.sam)
 
+    @property
+    def loss_side(self) -> int:
+        """Side of the grid on which masks are compared with the truth in training."""
+        return self.sam.prompt_encoder.mask_input_size[0]
+
+    def for_loss(self, logits: torch.Tensor) -> torch.Tensor:
+        """Bring low-resolution logits (N, h, w) to that grid."""
+        return logits
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encode (B, 3, side, side), normalised and padded, to float32 (B, channels, grid, grid)."""
+        options = self.options
+        return encode(self.sam, pixels, options.precision, compiled=options.compile)
+
     def embed(self, image: np.ndarray) -> SamEmbedding:
         """Encode a uint8 (H, W, 3) RGB image.
 
@@ -136,9 +137,7 @@ class SamRefiner(Refiner):
         if not images:
             return []
         inputs = [self.input_tensor(image) for image in images]
-        pixels = torch.cat([tensor for tensor, _ in inputs])
-        options = self.options
-        features = encode(self.sam, pixels, options.precision, compiled=options.compile)
+        features = self.encode(torch.cat([tensor for tensor, _ in inputs]))
         return [
             SamEmbedding(
                 features=one,
@@ -282,18 +281,7 @@ class SamRefiner(Refiner):
         """
         if isinstance(embedding, LiveFeatures):
             return self._decoded(embedding.features, queries, multimask)
-        if embedding.weights_sha256 != self.weights_sha256:
-            raise WeightsError(
-                f"the embedding was made with weights {embedding.weights_sha256[:12]}..., this "
-                f"refiner has {self.weights_sha256[:12]}.... Run embed_images with these weights, "
-                "or refine with those."
-            )
-        if (embedding.family, embedding.recipe) != (self.family, self.recipe):
-            raise UltraRefinerError(
-                f"the embedding was made by family '{embedding.family}' with {embedding.recipe}, "
-                f"this refiner is of family '{self.family}' with {self.recipe}. Embed the image "
-                "with this very refiner."
-            )
+        embedding.require(self.weights_sha256, self.family, self.recipe)
         features = torch.from_numpy(embedding.features)[None].to(self.device)
         with torch.inference_mode():
             return self._decoded(features, queries, multimask)
@@ -307,21 +295,43 @@ class SamRefiner(Refiner):
             together[sparse.shape[1]].append(index)
         results: dict[int, Answer] = {}
         for indexes in together.values():
-            dense = torch.cat([encoded[i][1] for i in indexes])
-            image = features
-            if len(features) > 1:
-                # The decoder adds one image to the dense prompts of all queries. Of several images
-                # each is added here, to its own query, and nothing there.
-                image, dense = torch.zeros_like(features[:1]), dense + features[indexes]
-            logits, ious = self.sam.mask_decoder(
-                image_embeddings=image,
-                image_pe=self._positions,
-                sparse_prompt_embeddings=torch.cat([encoded[i][0] for i in indexes]),
-                dense_prompt_embeddings=dense,
-                multimask_output=multimask,
-            )
+            sparse, dense = (torch.cat([encoded[i][of] for i in indexes]) for of in (0, 1))
+            logits, ious = self.decode_together(features, sparse, dense, indexes, multimask)
             results |= zip(indexes, zip(logits, ious, strict=True), strict=True)
         return [results[index] for index in range(len(queries))]
+
+    def decode_together(
+        self,
+        features: torch.Tensor,
+        sparse: torch.Tensor,
+        dense: torch.Tensor,
+        indexes: Sequence[int],
+        multimask: bool,
+    ) -> Answer:
+        """Decode prompts of equally many tokens in one call.
+
+        Args:
+            features: Of one image, or of several; see ``LiveFeatures``.
+            sparse: (N, tokens, channels).
+            dense: (N, channels, grid, grid).
+            indexes: Which of several images each prompt is about.
+            multimask: The three masks for ambiguous prompts instead of the single one.
+
+        Returns:
+            Logits (N, K, h, w) and predicted IoU (N, K).
+        """
+        image = features
+        if len(features) > 1:
+            # The decoder adds one image to the dense prompts of all queries. Of several images
+            # each is added here, to its own query, and nothing there.
+            image, dense = torch.zeros_like(features[:1]), dense + features[list(indexes)]
+        return self.sam.mask_decoder(
+            image_embeddings=image,
+            image_pe=self._positions,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask,
+        )
 
     @cached_property
     def _positions(self) -> torch.Tensor:

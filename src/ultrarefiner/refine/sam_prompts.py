@@ -41,6 +41,22 @@ class Query:
         return replace(self, mask=logits[None].detach())
 
 
+@dataclass(frozen=True, eq=False)
+class LiveFeatures:
+    """Images as a model in training holds them.
+
+    Attributes:
+        features: float32 (B, channels, grid, grid) on the model's device: one image for all
+            queries, or one for each.
+        image_hw: Original (height, width) in pixels, of one image.
+        input_size: (height, width) of the image inside the model's square frame.
+    """
+
+    features: torch.Tensor
+    image_hw: tuple[int, int]
+    input_size: tuple[int, int]
+
+
 def fed_back(query: Query, answer: tuple[torch.Tensor, torch.Tensor]) -> Query:
     """Return a query for the next pass: its mask prompt is the best of its answer's logits.
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.evaluation.points import read_point_summary
+from ultrarefiner.evaluation.zero_shot import ZERO_SHOT_COLUMNS
 from ultrarefiner.report.cross import Matrix, cross_matrices, matrix_table, member_table
 from ultrarefiner.report.result_tables import (
     detail_table,
@@ -43,6 +44,7 @@ from ultrarefiner.report.tables import (
     read_scores,
     read_table,
 )
+from ultrarefiner.report.zero_shot import ZeroShot, zero_shot_page
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Data:
         calibration: ``calibration.csv``; no rows where it was not given.
         overlaps: ``overlaps.csv``, each pair both ways; no rows where it was not given.
         points: Lines of ``points.csv``; none where points were not analysed.
+        zero_shot: ``zero_shot.csv``; None where it was not given.
         reference: The coarse method that others are compared with.
         source: Path of ``summary.csv``, for messages.
     """
@@ -68,6 +71,7 @@ class Data:
     calibration: pd.DataFrame
     overlaps: pd.DataFrame
     points: list[dict[str, Any]]
+    zero_shot: pd.DataFrame | None
     reference: str
     source: Path
 
@@ -132,6 +136,7 @@ class Book:
         datasets: The tables of each dataset.
         matrices: The cross-dataset matrices.
         cross: Two tables for each of them.
+        zero_shot: What nothing of a method has seen; None where it is not told.
     """
 
     overview: Table
@@ -139,13 +144,15 @@ class Book:
     datasets: list[DatasetTables]
     matrices: list[Matrix]
     cross: list[tuple[Table, Table]]
+    zero_shot: ZeroShot | None = None
 
     @property
     def tables(self) -> list[Table]:
         """All tables; their names are unique."""
         mine = [table for dataset in self.datasets for table in dataset.all]
         cross = [table for pair in self.cross for table in pair]
-        return [self.overview, *self.joint, *mine, *cross]
+        unseen = self.zero_shot.tables if self.zero_shot else []
+        return [self.overview, *self.joint, *mine, *cross, *unseen]
 
 
 def read_data(
@@ -157,6 +164,7 @@ def read_data(
     calibration: str | Path | None = None,
     overlaps: str | Path | None = None,
     points: Sequence[str | Path] | str | Path | None = None,
+    zero_shot: Sequence[str | Path] | str | Path | None = None,
 ) -> Data:
     """Read the evaluation's tables.
 
@@ -169,11 +177,12 @@ def read_data(
         calibration: ``calibration.csv``, if there is one.
         overlaps: ``overlaps.csv``, if there is one.
         points: ``points.csv``, or a list of it; None or an empty list for none.
+        zero_shot: ``zero_shot.csv``, in the same way.
 
     Raises:
         UltraRefinerError: A table is absent or damaged; the message names it.
     """
-    paths = [points] if isinstance(points, str | Path) else list(points or [])
+    unseen = _listed(zero_shot)
     return Data(
         scores=read_scores(scores, reference),
         summary=read_table(summary, SUMMARY_COLUMNS, "summarise_scores"),
@@ -181,10 +190,17 @@ def read_data(
         gap=read_table(oracle_gap, GAP_COLUMNS, "measure_gap"),
         calibration=read_calibration(calibration),
         overlaps=read_overlaps(overlaps),
-        points=[line for path in paths for line in read_point_summary(path)],
+        points=[line for path in _listed(points) for line in read_point_summary(path)],
+        zero_shot=read_table(unseen[0], ZERO_SHOT_COLUMNS, "summarise_zero_shot")
+        if unseen
+        else None,
         reference=reference,
         source=Path(summary),
     )
+
+
+def _listed(paths: Sequence[str | Path] | str | Path | None) -> list[str | Path]:
+    return [paths] if isinstance(paths, str | Path) else list(paths or [])
 
 
 def read_calibration(path: str | Path | None) -> pd.DataFrame:
@@ -248,6 +264,7 @@ def make_book(data: Data) -> Book:
         datasets=[_dataset(data, name, numbers[name], methods) for name in data.datasets],
         matrices=matrices,
         cross=[(matrix_table(matrix), member_table(matrix)) for matrix in matrices],
+        zero_shot=None if data.zero_shot is None else zero_shot_page(data.zero_shot, data.scores),
     )
 
 

@@ -10,7 +10,12 @@ import pandas as pd
 
 from ultrarefiner.code import OtherCode
 from ultrarefiner.report.end_to_end import ended_early, kept_as_they_were
-from ultrarefiner.report.finetuning import finetuned, not_improved, untrained_prompts
+from ultrarefiner.report.finetuning import (
+    finetuned,
+    not_improved,
+    random_start,
+    untrained_prompts,
+)
 from ultrarefiner.report.results import Numbers
 from ultrarefiner.report.tables import EVALUATIONS, JOINT, MARKS, with_lesion
 
@@ -217,7 +222,7 @@ def _selection(scores: pd.DataFrame) -> list[Caution]:
 
 
 def _finetuning(cards: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Iterator[Caution]:
-    scratch = [name for name, row in finetuned(config).items() if row.scratch]
+    scratch = [name for name in finetuned(config) if random_start(config["refiners"][name])]
     if scratch:
         yield Caution(
             f"Weights that began as random numbers: {', '.join(scratch)}. What they know is from "

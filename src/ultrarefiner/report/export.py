@@ -62,6 +62,7 @@ def write_tables(
     calibration: str | Path | None = None,
     overlaps: str | Path | None = None,
     points: Sequence[str | Path] | str | Path | None = None,
+    zero_shot: Sequence[str | Path] | str | Path | None = None,
 ) -> None:
     """Write every table of the report as ``{name}.csv`` and ``{name}.tex``.
 
@@ -79,12 +80,21 @@ def write_tables(
         calibration: ``calibration.csv``, if there is one.
         overlaps: ``overlaps.csv``, if there is one.
         points: ``points.csv``, if points were analysed.
+        zero_shot: ``zero_shot.csv``, if models were tested on datasets of others.
 
     Raises:
         UltraRefinerError: A table is absent or damaged; the message names it.
     """
     data = read_data(
-        scores, summary, comparisons, oracle_gap, reference, calibration, overlaps, points
+        scores,
+        summary,
+        comparisons,
+        oracle_gap,
+        reference,
+        calibration,
+        overlaps,
+        points,
+        zero_shot,
     )
     tables = make_book(data).tables
     with atomic_directory(output) as folder:

@@ -61,8 +61,9 @@ def finetuning_statements(config: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _describe(name: str, row: FinetuneConfig, config: Mapping[str, Any]) -> str:
+    start = random_start(config["refiners"][name])
     weights = config["refiners"][name].get("weights")
-    begins = f"random numbers (scratch: {row.scratch})" if row.scratch else Path(str(weights)).name
+    begins = f"random numbers ({start})" if start else Path(str(weights)).name
     frozen = [_PART_WORDS[part].removeprefix("the ") for part in row.frozen]
     models = (
         "One model for each fold."
@@ -73,11 +74,24 @@ def _describe(name: str, row: FinetuneConfig, config: Mapping[str, Any]) -> str:
         [
             f"Learns from {_data(row, config)}.",
             f"Prompts in training: {', '.join(row.kinds)}{_noise(row)}.",
-            f"Trains {listed(_trained(row))}; frozen: {', '.join(frozen) or 'nothing'}.",
+            f"Trains {listed(_trained(row, config['refiners'][name]['family']))}; frozen: {', '.join(frozen) or 'nothing'}.",
             f"Begins from {begins}; {count(row.epochs, 'epoch')}.",
             models,
         ]
     )
+
+
+def random_start(row: Mapping[str, Any]) -> str:
+    """Return the key with which a refiner's training begins from random numbers; empty: it does not.
+
+    Args:
+        row: The refiner as plain values.
+    """
+    scratch = (row.get("finetune") or {}).get("scratch")
+    if scratch:
+        return f"scratch: {scratch}"
+    init = row.get("init", "pretrained")
+    return "" if init == "pretrained" else f"init: {init}"
 
 
 def _data(row: FinetuneConfig, config: Mapping[str, Any]) -> str:
@@ -105,11 +119,15 @@ def _data(row: FinetuneConfig, config: Mapping[str, Any]) -> str:
 
 
 def _noise(row: FinetuneConfig) -> str:
-    return ", boxes moved by chance" if row.box_noise else ""
+    moved = ", boxes moved by chance" if row.box_noise or row.box_shift else ""
+    several = f", {row.masks_per_image} of an image in each step"
+    return moved + (several if row.masks_per_image > 1 else "")
 
 
-def _trained(row: FinetuneConfig) -> list[str]:
+def _trained(row: FinetuneConfig, family: str) -> list[str]:
     parts = [_PART_WORDS[part] for part in PARTS if part not in row.frozen]
+    if family == "sam_unet":
+        parts.append("the branch beside the encoder")
     if row.unfreeze_last:
         blocks = "block" if row.unfreeze_last == 1 else f"{row.unfreeze_last} blocks"
         parts.append(f"the last {blocks} of the image encoder and its neck")

@@ -60,6 +60,7 @@ def write_report(
     points: Sequence[str | Path] | str | Path | None = None,
     failures: Sequence[str | Path] = (),
     guards: Sequence[str | Path] = (),
+    zero_shot: Sequence[str | Path] | str | Path | None = None,
 ) -> None:
     """Write the report of a study as one HTML file.
 
@@ -85,12 +86,21 @@ def write_report(
         failures: Sheets of simulated failures that `ultrarefiner.report.contact_sheet` drew, each
             called ``failures-{refiner}.png``.
         guards: Rules that guards go by (JSON).
+        zero_shot: ``zero_shot.csv``, if models were tested on datasets of others.
 
     Raises:
         UltraRefinerError: An input is absent or damaged; the message names it.
     """
     data = read_data(
-        scores, summary, comparisons, oracle_gap, reference, calibration, overlaps, points
+        scores,
+        summary,
+        comparisons,
+        oracle_gap,
+        reference,
+        calibration,
+        overlaps,
+        points,
+        zero_shot,
     )
     book = make_book(data)
     examined = [_read_object(path, "check_dataset") for path in checks]

@@ -62,7 +62,12 @@ _NUMBERS = (
     *("rank_biserial", "cohens_dz", "dice_coarse", "dice_method", "dice_oracle", "gap"),
     *("closed", "closed_low", "closed_high", "bin", "low", "high", "pixels"),
     *("mean_probability", "lesion_share", "ece", "brier", "ece_near"),
-    *("epoch", "train_loss", "val_dice", "val_coarse_dice"),
+    *("epoch", "train_loss", "val_dice", "val_coarse_dice", "images"),
+    *(
+        f"{metric}_{end}"
+        for metric in ("dice", "iou", "hd95_px")
+        for end in ("mean", "low", "high")
+    ),
 )
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
 _NO_PROMPT = {"", "none", "-"}

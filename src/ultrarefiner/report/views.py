@@ -28,7 +28,7 @@ from ultrarefiner.report.tables import (
 )
 
 # Names of pages that are not those of datasets.
-PAGES = ("overview", "cross", "failures", "methods", "main", "top")
+PAGES = ("overview", "cross", "zero-shot", "failures", "methods", "main", "top")
 _JOINT = "What was trained end to end refines the masks of the coarse model inside it. "
 _MARKED = "† marks weights trained on this dataset, ‡ weights of which that is not known."
 
@@ -240,6 +240,8 @@ def _facts(
     ]
     yield "Images shared with other datasets", "; ".join(told) or "none found"
     row = (config.get("datasets") or {}).get(name) or {}
+    if row.get("modality"):
+        yield "Modality", str(row["modality"])
     yield "Curation", str(row.get("curation") or "none: every usable image is in")
     for check in checks:
         if check.get("dataset") == name:

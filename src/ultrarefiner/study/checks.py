@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ultrarefiner.config import CoarseConfig, RefinerConfig, StudyConfig
 from ultrarefiner.datasets import DATASETS
 from ultrarefiner.errors import ConfigError
-from ultrarefiner.models import MODELS, unusable_keys
+from ultrarefiner.models import MODELS, starting_weights, unusable_keys
 from ultrarefiner.models.weights import WEIGHTS, mistaken, registered, unaccepted_terms
 from ultrarefiner.prompts import PROMPTS
 from ultrarefiner.refine import REFINERS, parse_options
@@ -15,6 +15,8 @@ from ultrarefiner.registry import unknown_name
 from ultrarefiner.study.checks_data import data_problems
 from ultrarefiner.study.checks_end_to_end import end_to_end_problems
 from ultrarefiner.study.checks_finetune import finetune_problems
+from ultrarefiner.study.checks_sam_unet import sam_unet_problems
+from ultrarefiner.study.naming import begins_without_weights
 
 
 def problems(config: StudyConfig) -> list[str]:
@@ -29,6 +31,7 @@ def problems(config: StudyConfig) -> list[str]:
         *_check_points(config),
         *finetune_problems(config),
         *end_to_end_problems(config),
+        *sam_unet_problems(config),
     ]
 
 
@@ -59,22 +62,24 @@ def _check_coarse(name: str, row: CoarseConfig, config: StudyConfig) -> Iterator
         yield f"coarse.{name}.model: {unknown_name('model', row.model, MODELS)}"
         return
     yield from (f"coarse.{name}.{problem}" for problem in unusable_keys(row))
-    if row.init == "random":
+    if row.init != MODELS[row.model].init:
         return
-    elif not MODELS[row.model].imagenet21k:
-        yield f"coarse.{name}.init: {row.model} has no ImageNet weights; use `init: random`"
-    else:
-        own, known = MODELS[row.model].pretrained, registered(row.pretrained)
-        problem = mistaken(row.pretrained) or unaccepted_terms(
-            row.pretrained, config.weights.accept
-        )
+    owns = {
+        "pretrained": str(MODELS[row.model].pretrained),
+        "branch": f"resnet{row.resnet or 50}",
+    }
+    for (key, own), given in zip(owns.items(), starting_weights(row), strict=False):
+        known = registered(given)
+        problem = mistaken(given) or unaccepted_terms(given, config.weights.accept)
         if problem:
-            yield f"coarse.{name}.pretrained: {problem}"
-        elif known is not None and known != own:
+            yield f"coarse.{name}.{key}: {problem}"
+        elif known is not None and WEIGHTS[known].family != WEIGHTS[own].family:
             yield (
-                f"coarse.{name}.pretrained: weights '{known}' are for family "
+                f"coarse.{name}.{key}: weights '{known}' are for family "
                 f"'{WEIGHTS[known].family}'; {row.model} starts from '{own}'"
             )
+        elif known is not None and key == "branch" and known != own:
+            yield f"coarse.{name}.branch: '{known}' is not a ResNet-{row.resnet or 50}; set `resnet`"
 
 
 def _check_refiner(name: str, row: RefinerConfig) -> Iterator[str]:
@@ -84,9 +89,16 @@ def _check_refiner(name: str, row: RefinerConfig) -> Iterator[str]:
         yield f"refiners.{name}: {error}"
         return
     family = REFINERS[row.family]
-    scratch = row.finetune is not None and row.finetune.scratch is not None
-    if family.needs_weights and row.weights is None and not scratch:
-        yield f"refiners.{name}.weights: missing; family {row.family} needs a file or a known name"
+    if family.needs_weights and row.weights is None and not begins_without_weights(row):
+        random = (
+            ". Without one its frozen encoder would stay random: say `init: random` if you mean it"
+            if family.begin and row.finetune
+            else ""
+        )
+        yield (
+            f"refiners.{name}.weights: missing; family {row.family} needs a file or a known name"
+            f"{random}"
+        )
     if not family.needs_weights and row.weights is not None:
         yield f"refiners.{name}.weights: family {row.family} takes none; remove the key"
 
@@ -117,6 +129,8 @@ def _check_weights(config: StudyConfig) -> Iterator[str]:
         if problem:
             yield f"refiners.{refiner}.weights: {problem}"
         family = WEIGHTS[known].family if (known := registered(row.weights)) else row.family
+        if row.family in REFINERS and family in REFINERS[row.family].begins_as:
+            continue
         if family not in REFINERS:
             yield (
                 f"refiners.{refiner}.weights: '{known}' are a coarse model's; name weights of family "

@@ -46,10 +46,10 @@ def _check_row(key: str, row: EndToEndConfig, config: StudyConfig) -> Iterator[s
     refiner = config.refiners[row.refiner]
     if refiner.family not in REFINERS:
         return
-    if not REFINERS[refiner.family].trainable:
-        able = ", ".join(name for name, other in REFINERS.items() if other.trainable)
+    if not REFINERS[refiner.family].joint:
+        able = ", ".join(name for name, other in REFINERS.items() if other.joint)
         yield (
-            f"{key}.refiner: family {refiner.family} lets no gradient through (these do: {able}); "
+            f"{key}.refiner: family {refiner.family} cannot be trained end to end (these can: {able}); "
             "name a refiner of one of them"
         )
     if refiner.finetune is not None and refiner.finetune.on == "all":

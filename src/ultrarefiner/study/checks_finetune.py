@@ -9,7 +9,7 @@ from ultrarefiner.errors import ConfigError
 from ultrarefiner.refine import REFINERS, parse_options
 from ultrarefiner.study.finetuning import leak
 from ultrarefiner.study.methods import sources, trainsets
-from ultrarefiner.study.naming import embeddings_name
+from ultrarefiner.study.naming import changes_embeddings, embeddings_name
 
 
 def finetune_problems(config: StudyConfig) -> Iterator[str]:
@@ -42,7 +42,7 @@ def _check_row(
             "the section"
         )
         return
-    if finetune.scratch is not None and not family.scratch:
+    if finetune.scratch is not None and not family.scratch and not family.adapts_encoder:
         able = ", ".join(name for name, other in REFINERS.items() if other.scratch)
         yield f"{key}.finetune.scratch: is of family {able}, not {row.family}; set `family: {able}`"
     if finetune.scratch is not None and row.weights is not None:
@@ -56,8 +56,26 @@ def _check_row(
             "of the reported fold, which splits.protocol: seed cannot keep apart; use `protocol: "
             "nested`, or `data: simulated`"
         )
-    if not family.encoder_blocks:
+    if family.adapts_encoder:
+        yield from _check_resting_encoder(key, row.family, finetune)
+    elif not family.encoder_blocks:
         yield from _check_blocks(key, row.family, finetune)
+
+
+def _check_resting_encoder(key: str, family: str, finetune: FinetuneConfig) -> Iterator[str]:
+    """Check that a training leaves the encoder, and nothing else, as it is."""
+    if finetune.frozen != ("encoder",):
+        named = "train" if finetune.train is not None else "freeze"
+        yield (
+            f"{key}.finetune.{named}: {family} trains all but its encoder, which rests; remove the key"
+        )
+    for name in ("unfreeze_last", "lora"):
+        if getattr(finetune, name):
+            yield f"{key}.finetune.{name}: the encoder of {family} rests; remove the key"
+    if finetune.scratch is not None:
+        yield f"{key}.finetune.scratch: for {family} set `init: tiny` beside `family` instead"
+    if finetune.loss.iou not in (0.0, type(finetune.loss).model_fields["iou"].default):
+        yield f"{key}.finetune.loss.iou: {family} predicts no IoU; remove the key"
 
 
 def _check_blocks(key: str, family: str, finetune: FinetuneConfig) -> Iterator[str]:
@@ -80,7 +98,7 @@ def _check_name(name: str, row: RefinerConfig, config: StudyConfig) -> Iterator[
             f"refiners.{name}: is the name of a coarse model too, and the models of both would lie "
             "in one folder; give the refiner another name"
         )
-    if not row.finetune.encoder_changes or not REFINERS[row.family].trainable:
+    if not changes_embeddings(row) or not REFINERS[row.family].trainable:
         return
     for other in config.compare.refine:
         if other != name and _embeddings_of(config, other) == name:

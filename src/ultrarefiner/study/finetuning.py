@@ -15,8 +15,10 @@ from ultrarefiner.config import CropConfig, FinetuneConfig, StudyConfig
 from ultrarefiner.datasets.fits import ALL
 from ultrarefiner.datasets.parts import Part
 from ultrarefiner.errors import ConfigError
+from ultrarefiner.models.weights import planned_files
 from ultrarefiner.study import methods as table
 from ultrarefiner.study.methods import Shelved
+from ultrarefiner.study.naming import branch_weights, changes_embeddings
 
 
 @dataclass(frozen=True, order=True)
@@ -86,13 +88,13 @@ class Finetuning:
 
     def changes_encoder(self, refiner: str) -> bool:
         """Return whether embeddings of a refiner's models are not those of its weights."""
-        row = self.of(refiner)
-        return row is not None and row.encoder_changes
+        row = self.config.refiners.get(refiner)
+        return row is not None and changes_embeddings(row)
 
     def embeds(self, refiner: str) -> bool:
         """Return whether a refiner trains on embeddings of whole images, those of its weights."""
         row = self.of(refiner)
-        if row is None or row.encoder_changes or row.cache != "float16":
+        if row is None or self.changes_encoder(refiner) or row.cache != "float16":
             return False
         return row.crop is None and row.data != "crops"
 
@@ -154,6 +156,11 @@ class Finetuning:
                     continue  # the ensemble of those that the parts of single models name
                 trainset = one.method.trainset(one.dataset)
                 yield Fitted(trainset, refiner, self.fit(refiner, one.dataset, trainset, one.part))
+
+    def branch_files(self, refiner: str) -> list[str]:
+        """Return the path of the weights that a refiner's ResNet begins with, where it has one."""
+        branch = branch_weights(self.config.refiners[refiner])
+        return [] if branch is None else planned_files([branch])
 
     def overlaps(self, trainset: str) -> str | None:
         """Return the table of shared images that decides on the groups of a union.

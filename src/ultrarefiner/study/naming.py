@@ -21,7 +21,7 @@ def embeddings_name(config: StudyConfig, refiner: str) -> str | None:
     row = config.refiners[refiner]
     if not REFINERS[row.family].shelves_embeddings:
         return None
-    if row.finetune is not None and row.finetune.encoder_changes:
+    if changes_embeddings(row):
         return refiner
     if row.weights is None:
         return None
@@ -30,6 +30,29 @@ def embeddings_name(config: StudyConfig, refiner: str) -> str | None:
     suffix = "" if registered(row.weights) or row.family == "sam" else f"_{row.family}"
     suffix += f"_{json_sha256(options)[:8]}" if options else ""
     return weights_name(row.weights) + suffix
+
+
+def changes_embeddings(row: RefinerConfig) -> bool:
+    """Return whether the finetuned models of a row give other embeddings than its weights."""
+    if row.finetune is None:
+        return False
+    return row.finetune.encoder_changes or REFINERS[row.family].adapts_encoder
+
+
+def begins_without_weights(row: RefinerConfig) -> bool:
+    """Return whether a refiner that needs weights is trained from random ones."""
+    if row.finetune is None:
+        return False
+    if not REFINERS[row.family].begin:
+        return row.finetune.scratch is not None
+    return parse_options(row.family, row.options).init != "pretrained"
+
+
+def branch_weights(row: RefinerConfig) -> str | None:
+    """Return the weights that a refiner's second encoder begins with in a training, if any."""
+    if row.finetune is None or not REFINERS[row.family].begin:
+        return None
+    return parse_options(row.family, row.options).branch_weights
 
 
 def embedding_options(row: RefinerConfig) -> dict[str, Any]:

@@ -10,10 +10,17 @@ from typing import Any
 from ultrarefiner.config import DatasetConfig, FinetuneConfig, StudyConfig
 from ultrarefiner.errors import ConfigError, UltraRefinerError
 from ultrarefiner.io import require_writable
-from ultrarefiner.models import MODELS
-from ultrarefiner.models.weights import WEIGHTS, how_to_get, to_be_fetched, weights_path
+from ultrarefiner.models import MODELS, starting_weights
+from ultrarefiner.models.weights import (
+    WEIGHTS,
+    how_to_get,
+    planned_file,
+    to_be_fetched,
+    weights_path,
+)
 from ultrarefiner.refine import load_refiner
 from ultrarefiner.study.files import missing_root
+from ultrarefiner.study.naming import branch_weights
 from ultrarefiner.study.study import Study
 
 
@@ -49,32 +56,45 @@ def _missing_curation(name: str, row: DatasetConfig) -> Iterator[str]:
 
 def _missing_pretrained(config: StudyConfig, name: str) -> Iterator[str]:
     row = config.coarse[name]
-    path = weights_path(row.pretrained)
-    if row.init == "random" or to_be_fetched(row.pretrained) or zipfile.is_zipfile(path):
-        return
-    known = MODELS[row.model].pretrained
-    cure = (
-        how_to_get(known, WEIGHTS[known], path)
-        if path.name == WEIGHTS[known].file
-        else f"Correct the path, or set `pretrained: {known}`, which is fetched"
-    )
-    yield (
-        f"coarse.{name}.pretrained: {path} {'is damaged' if path.exists() else 'is not there'}. "
-        f"{cure}; or set `init: random` to train from scratch."
-    )
+    published = str(MODELS[row.model].pretrained), f"resnet{row.resnet or 50}"
+    keys = zip(("pretrained", "branch"), published, starting_weights(row), strict=False)
+    for key, known, given in keys:
+        path = weights_path(given)
+        # A file of NumPy's or torch's; one of safetensors is no archive.
+        whole = zipfile.is_zipfile(path) or (path.suffix == ".safetensors" and path.is_file())
+        if to_be_fetched(given) or whole:
+            continue
+        cure = (
+            how_to_get(known, WEIGHTS[known], path)
+            if path.name == WEIGHTS[known].file
+            else f"Correct the path, or set `{key}: {known}`, which is fetched"
+        )
+        yield (
+            f"coarse.{name}.{key}: {path} {'is damaged' if path.exists() else 'is not there'}. "
+            f"{cure}; or set `init: random` to train from scratch."
+        )
 
 
 def _unusable_weights(config: StudyConfig, name: str) -> Iterator[str]:
     row = config.refiners[name]
-    if row.weights is None or to_be_fetched(row.weights):
+    branch = branch_weights(row)
+    if branch is not None and planned_file(branch) is None:
+        yield f"refiners.{name}.branch: there is no file {branch}. Correct the path."
+        return
+    if row.weights is None or any(map(to_be_fetched, filter(None, (row.weights, branch)))):
         return
     try:
-        refiner = load_refiner(row.family, row.weights, "cpu", **row.options)
+        if row.finetune is None:
+            load_refiner(row.family, row.weights, "cpu", **row.options)
+            return
+        # Loads torch, which planning does not.
+        from ultrarefiner.refine.begin import begin_refiner
+
+        refiner, _ = begin_refiner(row.family, row.weights, "cpu", row.options)
     except UltraRefinerError as error:
         yield f"refiners.{name}.weights: {error}"
         return
-    if row.finetune is not None:
-        yield from _untrainable(name, refiner.sam, row.finetune)
+    yield from _untrainable(name, refiner.sam, row.finetune)
 
 
 def _untrainable(name: str, sam: Any, finetune: FinetuneConfig) -> Iterator[str]:

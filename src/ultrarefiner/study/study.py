@@ -22,7 +22,8 @@ from ultrarefiner.config import (
 from ultrarefiner.datasets import DATASETS
 from ultrarefiner.datasets.parts import Part, parse_part
 from ultrarefiner.errors import ConfigError
-from ultrarefiner.models.weights import WEIGHTS, planned_file, registered
+from ultrarefiner.models import starting_weights
+from ultrarefiner.models.weights import WEIGHTS, planned_file, planned_files, registered
 from ultrarefiner.study import methods as table
 from ultrarefiner.study.checks import problems
 from ultrarefiner.study.end_to_end import EndToEndMethods
@@ -237,10 +238,9 @@ class Study:
         """Return the path of a refiner's weights; None: none, or a file of one's own is absent."""
         return planned_file(self.config.refiners[refiner].weights)
 
-    def pretrained_file(self, coarse: str) -> str | None:
-        """Return the path of a coarse model's starting weights; as ``weights_file``."""
-        row = self.config.coarse[coarse]
-        return None if row.init == "random" else planned_file(row.pretrained)
+    def pretrained_files(self, coarse: str) -> list[str]:
+        """Return the paths of a coarse model's starting weights; as ``weights_file``."""
+        return planned_files(starting_weights(self.config.coarse[coarse]))
 
     def blocked_result(self) -> Path | None:
         """Return a file that stands where a folder of the results has to be."""

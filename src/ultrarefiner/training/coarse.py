@@ -15,11 +15,18 @@ from ultrarefiner.config import CoarseConfig
 from ultrarefiner.datasets.splits import read_split
 from ultrarefiner.errors import ConfigError, SplitError, WeightsError
 from ultrarefiner.io import file_sha256
-from ultrarefiner.models import MODELS, build_model, height_width, plan_model, unusable_keys
+from ultrarefiner.models import (
+    MODELS,
+    build_model,
+    height_width,
+    plan_model,
+    starting_weights,
+    unusable_keys,
+)
 from ultrarefiner.models.cards import write_card
-from ultrarefiner.models.transunet import load_imagenet21k
 from ultrarefiner.models.weights import locate_weights
 from ultrarefiner.models.weights_record import checked_sha256
+from ultrarefiner.registry import resolve
 from ultrarefiner.runtime import seed_everything
 from ultrarefiner.training import console
 from ultrarefiner.training.checkpoint import licences, save_weights, versions
@@ -77,7 +84,15 @@ class CoarseTask:
         return deep_supervision_loss(outputs, lambda one: self._loss(one, labels)), counts
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return coarse_loss(logits, labels, self.config.loss.ce, self.config.loss.dice)
+        weights = self.config.loss
+        return coarse_loss(
+            logits,
+            labels,
+            weights.ce,
+            weights.dice,
+            focal=weights.focal,
+            focal_alpha=weights.focal_alpha,
+        )
 
     def measure(self, observed: torch.Tensor) -> dict[str, float]:
         """Return the mean Dice and IoU of the training samples, as they were augmented."""
@@ -101,13 +116,9 @@ class CoarseTask:
         return mean_measures(team.gather(index, counts)) | {"loss": loss}
 
 
-def _starting_weights(config: CoarseConfig) -> Path | None:
-    if config.init == "random":
-        return None
-    if not MODELS[config.model].imagenet21k:
-        raise ConfigError(f"init: {config.model} has no ImageNet weights; use `init: random`")
+def _starting_files(config: CoarseConfig) -> list[Path]:
     try:
-        return locate_weights(config.pretrained)
+        return [locate_weights(name) for name in starting_weights(config)]
     except WeightsError as error:
         raise WeightsError(
             f"{error} To train from random weights, which is much worse on small datasets, set "
@@ -173,15 +184,15 @@ def train_coarse(
     if problems := list(unusable_keys(config)):
         raise ConfigError("; ".join(problems))
     roles = _fold_cases(splits, fold)
-    pretrained = _starting_weights(config)
-    parents = {} if pretrained is None else {pretrained.name: checked_sha256(pretrained)}
+    starts = _starting_files(config)
+    parents = {path.name: checked_sha256(path) for path in starts}
     source = PreparedCases(prepared)
     # Planned from what is trained on, and from nothing else.
     architecture = plan_model(config, lambda: source.sizes(roles["train"]))
     seed_everything(config.seed)
     net = build_model(**architecture)
-    if pretrained is not None:
-        load_imagenet21k(net, pretrained)
+    if starts:
+        resolve(MODELS[config.model].starter)(net, starts)
     train, validation = (
         CoarseData.read(
             source, roles[role], architecture["image_size"], with_truths=role != "train"
@@ -261,7 +272,7 @@ def _header(
     )
     samples = f"{len(roles['train'])} train, {len(roles['validation'])} {role}"
     height, width = height_width(architecture["image_size"])
-    start = config.pretrained if config.init == "imagenet21k" else "random weights"
+    start = ", ".join(starting_weights(config)) or "random weights"
     return console.header(
         f"{name}  |  {trainset}, fold {fold}",
         {

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ultrarefiner.config import AugmentConfig
 from ultrarefiner.datasets.loader import read_prepared
 from ultrarefiner.errors import DatasetError
-from ultrarefiner.io import item_seed
+from ultrarefiner.io import item_seed, read_rows
 from ultrarefiner.models import height_width
 from ultrarefiner.training.signals import STOPPING
 from ultrarefiner.training.team import ALONE, Team
@@ -70,6 +70,20 @@ class PreparedCases:
     def digests(self, cases: Sequence[str]) -> dict[str, str]:
         """Return for each case the SHA-256 of its image and label."""
         return {case: pixels_sha256(*self.read(case)) for case in cases}
+
+    def images(self) -> dict[str, str]:
+        """Return the image file of each prepared case: cases of one file are masks of one image.
+
+        Raises:
+            DatasetError: A folder has no table of cases.
+        """
+        found = {}
+        for name, folder in self.folders.items():
+            table = folder / "cases.csv"
+            if not table.is_file():
+                raise DatasetError(f"{table} is not there; run prepare_dataset again")
+            found |= {row["case"]: f"{name}/{row['image']}" for row in read_rows(table)}
+        return found
 
     def sizes(self, cases: Sequence[str]) -> list[tuple[int, int]]:
         """Return height and width of each case."""

@@ -25,8 +25,8 @@ from ultrarefiner.prompts.soft import (
     soft_box,
     soft_point,
 )
-from ultrarefiner.refine.sam import LiveFeatures, SamRefiner
-from ultrarefiner.refine.sam_prompts import Query
+from ultrarefiner.refine.sam import SamRefiner
+from ultrarefiner.refine.sam_prompts import LiveFeatures, Query
 from ultrarefiner.training.changing import PartlyTrained
 from ultrarefiner.training.data import as_input
 from ultrarefiner.training.features import Features, Stage

@@ -84,6 +84,8 @@ def make_optimizer(stages: Sequence[Stage], settings: EngineSettings) -> torch.o
     groups = [{"params": list(stage.parameters), "lr": stage.lr} for stage in stages]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, settings.lr, weight_decay=settings.weight_decay)
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(groups, settings.lr, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
         groups,
         settings.lr,

@@ -1,7 +1,8 @@
 """What the part of the encoder that does not train makes of each picture, computed once.
 
 Where nothing in the encoder trains that is the embedding, the very file that ``embed_images`` puts
-on the shelf; where its last blocks do, the activations before the first of them.
+on the shelf; where its last blocks do, the activations before the first of them. Of a SAM-UNet it is
+the activations before its branch first comes in, with the pixels, which the branch sees.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from segment_anything.modeling import ImageEncoderViT
+from torch.nn import functional
 
 from ultrarefiner.models.encoding import encode
 from ultrarefiner.models.partial import encode_from, encode_until
 from ultrarefiner.models.trainable import first_trainable_block
+from ultrarefiner.refine import REFINERS
 from ultrarefiner.refine.embeddings import SamEmbedding, embedding_key, image_sha256
 from ultrarefiner.refine.sam import SamRefiner
 from ultrarefiner.refine.seeing import progress
@@ -120,10 +123,7 @@ class Features:
         refiner = self.refiner
         inputs = [refiner.input_tensor(pixels) for pixels in pictures]
         batch = torch.cat([tensor for tensor, _ in inputs])
-        if self.block is None:
-            made = encode(refiner.sam, batch, refiner.options.precision)
-        else:
-            made = encode_until(refiner.sam, batch, self.block).permute(0, 3, 1, 2)
+        made = self._until(batch)
         return [
             SamEmbedding(
                 features=one,
@@ -136,6 +136,12 @@ class Features:
             )
             for one, pixels, (_, input_hw) in zip(made.cpu().numpy(), pictures, inputs, strict=True)
         ]
+
+    def _until(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return what is kept of a batch, (B, channels, grid, grid)."""
+        if self.block is None:
+            return encode(self.refiner.sam, pixels, self.refiner.options.precision)
+        return encode_until(self.refiner.sam, pixels, self.block).permute(0, 3, 1, 2)
 
     def of(self, name: str, flipped: bool, read: Pixels) -> Stage:
         """Return a picture as far as it is kept; from the shelf, or computed.
@@ -194,3 +200,37 @@ class Features:
             family=refiner.family,
             recipe=refiner.recipe,
         )
+
+
+class AdaptedFeatures(Features):
+    """The same of a SAM-UNet, whose branch adds to what the frozen blocks see.
+
+    Kept are the tokens before the first adapted block and the normalised pixels, which take as
+    much room. Arguments are those of ``Features``.
+    """
+
+    def __init__(self, refiner: SamRefiner, shelf: Shelf | None) -> None:
+        super().__init__(refiner, shelf)
+        self.block = refiner.sam.first_adapted_block
+        self.kept = shelf is not None and self.block > 0
+
+    @torch.no_grad()
+    def _until(self, pixels: torch.Tensor) -> torch.Tensor:
+        tokens = self.refiner.sam.encode_until(pixels).permute(0, 3, 1, 2)
+        patch = self.refiner.sam.architecture.patch_size
+        return torch.cat([tokens, functional.pixel_unshuffle(pixels, patch)], dim=1)
+
+    def finish(self, features: torch.Tensor) -> torch.Tensor:
+        """Take a batch through the rest of the model, with gradients; see ``Features.finish``."""
+        sam = self.refiner.sam
+        if not self.kept:
+            return sam.encode(features)
+        width, patch = sam.architecture.embed_dim, sam.architecture.patch_size
+        tokens = features[:, :width].permute(0, 2, 3, 1).contiguous()
+        return sam.encode_from(tokens, functional.pixel_shuffle(features[:, width:], patch))
+
+
+def features_of(refiner: SamRefiner, shelf: Shelf | None) -> Features:
+    """Return how pictures come to a refiner in training; see ``Features``."""
+    adapted = REFINERS[refiner.family].adapts_encoder
+    return (AdaptedFeatures if adapted else Features)(refiner, shelf)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ultrarefiner.config import RefinerLossConfig
+from ultrarefiner.training.refiner_losses import focal as focal_loss
 from ultrarefiner.training.refiner_losses import refiner_loss
 
 
@@ -52,20 +53,34 @@ def soft_dice_loss(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1
 
 
 def coarse_loss(
-    logits: torch.Tensor, target: torch.Tensor, ce: float = 0.5, dice: float = 0.5
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    ce: float = 0.5,
+    dice: float = 0.5,
+    *,
+    focal: float = 0.0,
+    focal_alpha: float | None = None,
 ) -> torch.Tensor:
-    """Return ``ce`` x cross entropy + ``dice`` x soft Dice loss of each sample.
+    """Return ``ce`` x cross entropy + ``dice`` x soft Dice + ``focal`` x focal loss of each sample.
 
     Args:
         logits: (B, K, H, W).
         target: int64 (B, H, W), class of each pixel.
         ce: Weight of the cross entropy.
         dice: Weight of the soft Dice loss (foreground only, smooth 1).
+        focal: Weight of the focal loss (all foreground against background, gamma 2).
+        focal_alpha: Its balancing factor; see ``refiner_losses.focal``.
 
     Returns:
         float32 (B,): one loss a sample, so that a mean over cases does not depend on batches.
     """
-    return ce * cross_entropy(logits, target) + dice * soft_dice_loss(logits, target)
+    total = ce * cross_entropy(logits, target) + dice * soft_dice_loss(logits, target)
+    if focal:
+        z = logits.float()
+        # The log-odds of the foreground: of two classes, the difference of their logits.
+        odds = z[:, 1:].logsumexp(1) - z[:, 0]
+        total = total + focal * focal_loss(odds, target, alpha=focal_alpha)
+    return total
 
 
 def dice_ce_loss(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from torch import nn
 
@@ -64,8 +65,8 @@ def stage_rates(
 ) -> list[float]:
     """Return the learning rate of each part in an optimizer step.
 
-    A part's warm-up and its schedule begin when it is unfrozen and end when it is frozen again; at
-    other times its rate is 0.
+    A part's warm-up and its schedule, with its count of epochs, begin when it is unfrozen and end
+    when it is frozen again; at other times its rate is 0.
 
     Args:
         stages: The parts.
@@ -75,9 +76,11 @@ def stage_rates(
     """
     rates = []
     for stage in stages:
-        before, own = sum(steps[: stage.first]), sum(steps[stage.first : stage.last])
-        if not before <= step < before + own:
+        before, ends = sum(steps[: stage.first]), list(accumulate(steps[stage.first : stage.last]))
+        taken = step - before
+        if not ends or not 0 <= taken < ends[-1]:
             rates.append(0.0)
             continue
-        rates.append(learning_rate(replace(settings, lr=stage.lr), step - before, own))
+        finished = sum(end <= taken for end in ends)
+        rates.append(learning_rate(replace(settings, lr=stage.lr), taken, ends[-1], finished))
     return rates

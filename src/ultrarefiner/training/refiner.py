@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,26 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import nn
-
 from ultrarefiner.config import FinetuneConfig
 from ultrarefiner.datasets.fits import ALL, read_fit
 from ultrarefiner.datasets.inner import read_groups
 from ultrarefiner.errors import LeakError, UltraRefinerError
 from ultrarefiner.io import file_sha256
 from ultrarefiner.models.cards import card_beside, check_leak, upstream, write_card
+from ultrarefiner.models.digests import module_sha256
 from ultrarefiner.models.export import save_sam
 from ultrarefiner.models.finetuned import ENCODER_OF
 from ultrarefiner.models.lora import merge_lora
-from ultrarefiner.models.scratch import build_scratch
 from ultrarefiner.models.trainable import TrainableSummary, set_trainable
-from ultrarefiner.models.weights import locate_weights
-from ultrarefiner.models.weights_record import checked_sha256
-from ultrarefiner.refine import REFINERS, load_refiner, parse_options
-from ultrarefiner.refine.sam import SamRefiner
+from ultrarefiner.refine import REFINERS
+from ultrarefiner.refine.begin import begin_refiner
 from ultrarefiner.refine.shelf import Shelf
-from ultrarefiner.registry import resolve
 from ultrarefiner.runtime import seed_everything
 from ultrarefiner.training import console, engine
 from ultrarefiner.training.checkpoint import licences, versions
@@ -37,7 +30,7 @@ from ultrarefiner.training.crop_items import ROLES as CROP_ROLES
 from ultrarefiner.training.crop_items import CropItem, read_crops
 from ultrarefiner.training.data import Prepared, PreparedCases
 from ultrarefiner.training.failures import read_failures
-from ultrarefiner.training.features import Features, Pixels
+from ultrarefiner.training.features import Pixels, features_of
 from ultrarefiner.training.history import FitResult
 from ultrarefiner.training.inner import PredictionSource, read_inner_predictions
 from ultrarefiner.training.launch import on_gpus
@@ -120,12 +113,12 @@ def train_refiner(
     model, splits = Path(model), Path(splits)
     roles = read_fit(splits, fit)
     seed_everything(config.seed)
-    known = None if config.scratch else card_beside(weights)
+    known = None if weights is None else card_beside(weights)
     if known is not None:
         # Found out now, and not when days of training are to be applied.
         check_leak(known, roles["reported"], allow_selected=False)
-    refiner, parents = _starting_refiner(config, family, weights, options, device)
-    encoder = "" if config.encoder_changes else _digest(refiner.sam.image_encoder)
+    refiner, parents = begin_refiner(family, weights, device, options, config.scratch, config.seed)
+    encoder = "" if config.encoder_changes else module_sha256(refiner.sam.image_encoder)
     summary = set_trainable(refiner.sam, config)
     source = PreparedCases(prepared)
     made = [PredictionSource(Path(a), Path(b)) for a, b in zip(cards, predictions, strict=True)]
@@ -138,11 +131,12 @@ def train_refiner(
         inputs.failures,
         inputs.predictions,
         inputs.crops,
+        source.images() if config.masks_per_image > 1 else None,
     )
     store = None
     if config.cache != "none":
         store = Shelf(shelf, round(limit_gb * 1e9), len(items.train), config.cache)
-    features = Features(refiner, store)
+    features = features_of(refiner, store)
     task = RefinerTask(config, refiner, features, items, team)
     resume = ResumeFolder(
         model.parent / "resume",
@@ -172,12 +166,13 @@ def train_refiner(
     merge_lora(refiner.sam)
     about = {"family": family}
     if not config.encoder_changes:
-        if _digest(refiner.sam.image_encoder) != encoder:
+        if module_sha256(refiner.sam.image_encoder) != encoder:
             raise UltraRefinerError(
                 f"the frozen encoder of {name} changed in training; its embeddings would be wrong. "
                 "Please report this with the log."
             )
-        about[ENCODER_OF] = refiner.weights_sha256
+        if not REFINERS[family].adapts_encoder:
+            about[ENCODER_OF] = refiner.weights_sha256
     save_sam(model, refiner.sam, family, about)
     write_card(
         card,
@@ -274,38 +269,11 @@ def _crops_by_case(folder: Path, roles: Mapping[str, Sequence[str]]) -> dict[str
     return by_case
 
 
-def _starting_refiner(
-    config: FinetuneConfig,
-    family: str,
-    weights: str | None,
-    options: Mapping[str, Any],
-    device: str,
-) -> tuple[SamRefiner, dict[str, str]]:
-    """Return the refiner to train, and the SHA-256 of the weights it begins as, by file name."""
-    if config.scratch is None:
-        refiner = load_refiner(family, weights, device, **options)
-        path = locate_weights(weights)
-        return refiner, {path.name: checked_sha256(path)}
-    sam = build_scratch(config.scratch, config.seed)
-    kind = resolve(REFINERS[family].target)
-    refiner = kind.of_model(sam, _digest(sam), device, parse_options(family, dict(options)))
-    return refiner, {}
-
-
 def _sources(inputs: _Inputs, known: dict[str, Any] | None) -> dict[str, Any]:
     """Return which models had a part in the making: who predicted, and what training began as."""
     sources = {"models": inputs.models, "parents": upstream(known) if known else []}
     found = {name: entries for name, entries in sources.items() if entries}
     return {"sources": found} if found else {}
-
-
-def _digest(module: nn.Module) -> str:
-    """Return a SHA-256 of a module's tensors, whatever LoRA layers are called."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(value.cpu().numpy()))
-    return digest.hexdigest()
 
 
 def _pictures(task: RefinerTask) -> Iterator[tuple[str, bool, Pixels]]:

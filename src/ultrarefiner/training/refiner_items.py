@@ -86,6 +86,8 @@ class Items:
         crops: Exported crops by case, for ``data: crops``.
         train: Training cases.
         validation: Validation cases; the two sets never meet.
+        images: Image of each training case, where cases may be masks of one image; None: each has
+            its own.
 
     Attributes:
         slots: What each sample of an epoch may be: one item, or for `hybrid` one of two.
@@ -104,6 +106,7 @@ class Items:
         failures: Mapping[str, Sequence[Path]] | None = None,
         predictions: Mapping[str, Path] | None = None,
         crops: Mapping[str, Sequence[CropItem]] | None = None,
+        images: Mapping[str, str] | None = None,
     ) -> None:
         if both := sorted(set(train) & set(validation)):
             raise UltraRefinerError(
@@ -114,7 +117,10 @@ class Items:
         self.train, self.validation = tuple(train), tuple(validation)
         self._failures, self._predictions, self._crops = failures, predictions, crops
         self._dices: dict[Item, float] = {}
+        self._mates: dict[str, list[str]] = {}
         self.slots = self._train_slots()
+        if config.masks_per_image > 1 and images is not None:
+            self.slots = self._one_an_image(images)
         if not self.slots:
             raise UltraRefinerError(
                 "no training case has a coarse mask with a lesion in it, so nothing can be prompted"
@@ -133,6 +139,33 @@ class Items:
         if empty:
             log.warning("%d training masks are empty and prompt nothing; they are left out", empty)
         return slots
+
+    def _one_an_image(self, images: Mapping[str, str]) -> list[list[Item]]:
+        """Return the slots of each image's first case, and note the others as its mates."""
+        first: dict[str, str] = {}
+        for case in dict.fromkeys(choices[0].case for choices in self.slots):
+            standing = first.setdefault(images[case], case)
+            self._mates.setdefault(standing, []).append(case)
+        return [choices for choices in self.slots if choices[0].case in self._mates]
+
+    def together(self, item: Item, epoch: int) -> list[Item]:
+        """Return the items that share an item's picture in a step: ``masks_per_image`` of them.
+
+        Masks of the image are drawn without repetition as far as there are so many; each time a
+        mask has a prompt of its own.
+        """
+        count = self.config.masks_per_image
+        if count == 1:
+            return [item]
+        rng = np.random.default_rng(item_seed(self.config.seed, "masks", epoch, item.case))
+        pool = self._mates.get(item.case, [item.case])
+        drawn: list[int] = []
+        while len(drawn) < count:
+            drawn += rng.permutation(len(pool)).tolist()
+        return [
+            Item(pool[number], f"{item.copy}, mask {place}", item.origin)
+            for place, number in enumerate(drawn[:count])
+        ]
 
     def _copies(self, case: str) -> int:
         if self.config.data == "crops":

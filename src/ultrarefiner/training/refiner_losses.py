@@ -49,23 +49,30 @@ def soft_dice(logits: torch.Tensor, target: torch.Tensor, smooth: float = 1.0) -
     return 1 - (2 * overlap + smooth) / (size + smooth)
 
 
-def focal(logits: torch.Tensor, target: torch.Tensor, gamma: float = 2.0) -> torch.Tensor:
+def focal(
+    logits: torch.Tensor, target: torch.Tensor, gamma: float = 2.0, alpha: float | None = None
+) -> torch.Tensor:
     """Return the focal loss of each sample: cross entropy that counts hard pixels most.
 
-    The mean of ``(1 - r)^gamma x cross entropy`` with r the probability given to the right class
-    (Lin et al. 2017, without their balancing factor).
+    The mean of ``a x (1 - r)^gamma x cross entropy`` with r the probability given to the right
+    class, and a the balancing factor: ``alpha`` in the lesion, ``1 - alpha`` in the background
+    (Lin et al. 2017).
 
     Args:
         logits: (B, H, W).
         target: (B, H, W), bool or 0 and 1.
         gamma: How little easy pixels count; 0 makes it the cross entropy.
+        alpha: Weight of the lesion's pixels; none: all pixels weigh 1.
 
     Returns:
         float32 (B,).
     """
-    z = logits.float()
-    wrong = torch.where(target > 0.5, -z, z)
-    return (wrong.sigmoid() ** gamma * F.softplus(wrong)).mean(_PIXELS)
+    z, lesion = logits.float(), target > 0.5
+    wrong = torch.where(lesion, -z, z)
+    each = wrong.sigmoid() ** gamma * F.softplus(wrong)
+    if alpha is not None:
+        each = each * torch.where(lesion, alpha, 1 - alpha)
+    return each.mean(_PIXELS)
 
 
 def input_quality(target: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
@@ -175,7 +182,7 @@ def refiner_loss(
     if weights.dice:
         total = total + weights.dice * soft_dice(logits, target)
     if weights.focal:
-        total = total + weights.focal * focal(logits, target)
+        total = total + weights.focal * focal(logits, target, alpha=weights.focal_alpha)
     if weights.change_penalty:
         changed = change_penalty(logits, target, coarse, weights.change)
         total = total + weights.change_penalty * changed

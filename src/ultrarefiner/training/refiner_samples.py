@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from ultrarefiner.io import item_seed
 from ultrarefiner.prompts import Prompt, prompt_from_mask
 from ultrarefiner.prompts.crop import Window, window_of_mask
 from ultrarefiner.prompts.geometry import Box, lesion_pixels
-from ultrarefiner.prompts.noise import perturb_box
+from ultrarefiner.prompts.noise import perturb_box, shift_box
 from ultrarefiner.refine.crop import cut_window
 from ultrarefiner.refine.sam import SamRefiner
 from ultrarefiner.refine.sam_prompts import Query, low_resolution
@@ -23,29 +23,31 @@ from ultrarefiner.training.refiner_items import Example, Item
 
 
 class Sample:
-    """What one item teaches, as tensors.
+    """What one picture teaches, as tensors: a mask of it, or several (M).
 
     No dataclass: the engine would take it apart to move it between devices.
 
     Attributes:
         stage: The picture, as far as the frozen part of the encoder takes it.
-        query: The prompt in the model's frame.
-        target: float32 (h, w) of 0 and 1, the truth on the grid of the low-resolution masks, as far
-            as the picture fills it.
-        coarse: float32 (h, w) in [0, 1], the coarse mask there.
+        queries: The prompts in the model's frame, M.
+        target: float32 (M, h, w) of 0 and 1, the truth on the grid of the loss, as far as the
+            picture fills it.
+        coarse: float32 (M, h, w) in [0, 1], the coarse masks there.
     """
 
     def __init__(
-        self, stage: Stage, query: Query, target: torch.Tensor, coarse: torch.Tensor
+        self, stage: Stage, queries: Sequence[Query], target: torch.Tensor, coarse: torch.Tensor
     ) -> None:
-        self.stage, self.query, self.target, self.coarse = stage, query, target, coarse
+        self.stage, self.queries, self.target, self.coarse = stage, queries, target, coarse
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Sample:
         """Return the sample on a device."""
         stage = self.stage.to(device, non_blocking=True)
-        mask = self.query.mask
-        query = self.query if mask is None else replace(self.query, mask=mask.to(device))
-        return Sample(stage, query, self.target.to(device), self.coarse.to(device))
+        queries = [
+            one if one.mask is None else replace(one, mask=one.mask.to(device))
+            for one in self.queries
+        ]
+        return Sample(stage, queries, self.target.to(device), self.coarse.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +114,7 @@ def example_prompt(
     """Return the prompt of an example, by the code that makes prompts at inference.
 
     Args:
-        config: The finetuning; ``box_noise`` moves boxes.
+        config: The finetuning; ``box_noise`` or ``box_shift`` moves boxes.
         example: The example; its coarse mask has a lesion.
         kind: Kind of prompt.
         rng: Source of the noise; None: no noise, as in validation.
@@ -127,37 +129,41 @@ def example_prompt(
     box: Box = prompt.box if example.box is None else example.box
     if config.box_noise is not None and rng is not None:
         box = perturb_box(box, config.box_noise, rng, example.label.shape)
+    if config.box_shift is not None and rng is not None:
+        box = shift_box(box, config.box_shift, rng, example.label.shape)
     return replace(prompt, box=box)
 
 
 def make_sample(
-    config: FinetuneConfig, refiner: SamRefiner, features: Features, view: View, epoch: int
+    config: FinetuneConfig,
+    refiner: SamRefiner,
+    features: Features,
+    views: Sequence[View],
+    epoch: int,
 ) -> Sample:
-    """Return the training sample of a view, the same for the same arguments."""
-    item = view.item
-    rng = np.random.default_rng(item_seed(config.seed, "prompt", epoch, item.case, item.copy))
-    kind = config.kinds[int(rng.integers(len(config.kinds)))]
-    example = view.example
-    prompt = example_prompt(config, example, kind, rng)
-    stage = features.of(view.name, view.flipped, view.pixels)
-    query = refiner.query(stage, prompt)
-    return Sample(
-        stage,
-        query,
-        (on_grid(refiner, stage, example.label) >= 0.5).float(),
-        on_grid(refiner, stage, example.coarse),
-    )
+    """Return the training sample of views of one picture, the same for the same arguments."""
+    first = views[0]
+    stage = features.of(first.name, first.flipped, first.pixels)
+    queries, targets, coarses = [], [], []
+    for view in views:
+        item, example = view.item, view.example
+        rng = np.random.default_rng(item_seed(config.seed, "prompt", epoch, item.case, item.copy))
+        kind = config.kinds[int(rng.integers(len(config.kinds)))]
+        queries.append(refiner.query(stage, example_prompt(config, example, kind, rng)))
+        targets.append((on_grid(refiner, stage, example.label) >= 0.5).float())
+        coarses.append(on_grid(refiner, stage, example.coarse))
+    return Sample(stage, queries, torch.stack(targets), torch.stack(coarses))
 
 
 def on_grid(refiner: SamRefiner, stage: Stage, mask: np.ndarray) -> torch.Tensor:
-    """Return a mask on the grid of the low-resolution masks, float32 (h, w), without padding."""
-    side = refiner.sam.prompt_encoder.mask_input_size[0]
+    """Return a mask on the grid of the loss, float32 (h, w), without padding."""
+    side = refiner.loss_side
     frame = refiner.sam.image_encoder.img_size
     grid = low_resolution(mask, stage.input_size, frame, side)[0, 0]
     return grid[used(stage.input_size, frame, side)]
 
 
 def used(input_hw: tuple[int, int], frame: int, side: int) -> tuple[slice, slice]:
-    """Return the part of the low-resolution grid that a picture fills."""
+    """Return the part of a grid over the frame that a picture fills."""
     block = frame // side
     return tuple(slice(0, -(-length // block)) for length in input_hw)

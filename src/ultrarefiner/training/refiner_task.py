@@ -13,7 +13,8 @@ from ultrarefiner.datasets.ahead import read_ahead
 from ultrarefiner.io import item_seed
 from ultrarefiner.prompts.geometry import lesion_pixels
 from ultrarefiner.refine.crop import paste_window
-from ultrarefiner.refine.sam import Answer, LiveFeatures, SamRefiner
+from ultrarefiner.refine.sam import Answer, SamRefiner
+from ultrarefiner.refine.sam_prompts import LiveFeatures
 from ultrarefiner.training.changing import PartlyTrained
 from ultrarefiner.training.counts import confusion_counts, mean_measures
 from ultrarefiner.training.data import batch_sizes
@@ -42,35 +43,41 @@ class PromptedModel(PartlyTrained):
         self.keep_state_of(one for one in self.parameters() if one.requires_grad)
 
     def forward(self, samples: list[Sample]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Refine each sample, as at inference: the same passes, the same choice among masks.
+        """Refine each prompt, as at inference: the same passes, the same choice among masks.
 
         With ``mask_choice: best`` the mask of the highest predicted IoU learns, and its prediction;
         ``softmax`` lets all three learn.
 
         Returns:
-            For each sample logits (h, w) on the part of the low-resolution grid that the picture
-            fills, and the predicted IoU, a scalar.
+            For each sample logits (M, h, w) on the part of the grid of ``loss_side`` that the
+            picture fills, and the predicted IoU (M,); M prompts of a sample share its picture.
         """
         refiner = self._refiner
-        side = self.sam.prompt_encoder.mask_input_size[0]
-        frame = self.sam.image_encoder.img_size
+        frame, side = self.sam.image_encoder.img_size, refiner.loss_side
         features = self._features.finish(torch.stack([one.stage.features for one in samples]))
-        results = []
-        for sample, answer in zip(samples, self._answers(samples, features), strict=True):
-            logits, iou = refiner.choose(*answer)
-            results.append((logits[used(sample.stage.input_size, frame, side)], iou))
+        answers, results = iter(self._answers(samples, features)), []
+        for sample in samples:
+            chosen = [refiner.choose(*next(answers)) for _ in sample.queries]
+            logits = refiner.for_loss(torch.stack([one for one, _ in chosen]))
+            rows, columns = used(sample.stage.input_size, frame, side)
+            ious = torch.stack([iou for _, iou in chosen])
+            results.append((logits[:, rows, columns], ious))
         return results
 
     def _answers(self, samples: list[Sample], features: torch.Tensor) -> list[Answer]:
-        """Decode all samples together, or one by one where passes depend on the image's size."""
-        refiner, queries = self._refiner, [one.query for one in samples]
-        stages = [one.stage for one in samples]
+        """Decode all prompts together, or by pictures where passes depend on the picture's size."""
+        refiner, stages = self._refiner, [one.stage for one in samples]
         if not refiner.passes_know_the_image:
-            live = LiveFeatures(features, stages[0].image_hw, stages[0].input_size)
-            return refiner.run_passes(live, queries)
+            each = [number for number, one in enumerate(samples) for _ in one.queries]
+            shown = features if len(each) == len(features) else features[each]
+            live = LiveFeatures(shown, stages[0].image_hw, stages[0].input_size)
+            return refiner.run_passes(live, [query for one in samples for query in one.queries])
         return [
-            refiner.run_passes(LiveFeatures(one[None], of.image_hw, of.input_size), [query])[0]
-            for one, of, query in zip(features, stages, queries, strict=True)
+            answer
+            for one, of, sample in zip(features, stages, samples, strict=True)
+            for answer in refiner.run_passes(
+                LiveFeatures(one[None], of.image_hw, of.input_size), list(sample.queries)
+            )
         ]
 
 
@@ -118,8 +125,9 @@ class RefinerTask:
         """
 
         def make(item: Item) -> Sample:
-            view = self.view(item, self._flips(item, epoch))
-            return make_sample(self.config, self.refiner, self.features, view, epoch)
+            flips = self._flips(item, epoch)
+            views = [self.view(one, flips) for one in self.items.together(item, epoch)]
+            return make_sample(self.config, self.refiner, self.features, views, epoch)
 
         items, size = self.items.epoch(epoch), self.config.batch_size
         mine = self.team.batches(items, batch_sizes(len(items), size), first)
@@ -130,23 +138,24 @@ class RefinerTask:
     def losses(self, model: nn.Module, batch: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each sample's loss, (B,), and what is observed of it, (B, 8).
 
-        Observed are the confusion counts on the low-resolution grid, of the refined mask and of the
-        coarse one.
+        Observed are the confusion counts on the grid of the loss, of the refined masks and of the
+        coarse ones.
         """
         losses, observed = [], []
-        for sample, (logits, iou) in zip(batch, model(batch), strict=True):
+        predicts = self.refiner.predicts_iou
+        for sample, (logits, ious) in zip(batch, model(batch), strict=True):
             target, coarse = sample.target, sample.coarse
-            losses.append(
-                refiner_loss(
-                    logits[None], target[None], coarse[None], iou.reshape(1), self.config.loss
-                )
+            loss = refiner_loss(
+                logits, target, coarse, ious if predicts else None, self.config.loss
             )
+            losses.append(loss.mean())
             with torch.no_grad():
                 counts = [
-                    confusion_counts(mask, target > 0.5) for mask in (logits > 0, coarse >= 0.5)
+                    confusion_counts(mask, target > 0.5).sum(0)
+                    for mask in (logits > 0, coarse >= 0.5)
                 ]
             observed.append(torch.cat(counts))
-        return torch.cat(losses), torch.stack(observed)
+        return torch.stack(losses), torch.stack(observed)
 
     def measure(self, observed: torch.Tensor) -> dict[str, float]:
         """Return the mean Dice of the training samples, refined and coarse."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -25,12 +26,14 @@ class EngineSettings:
 
     epochs: int
     lr: float
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
     power: float = 0.9
-    schedule: Literal["poly", "cosine"] = "poly"
+    schedule: Literal["poly", "cosine", "multistep"] = "poly"
+    milestones: Sequence[int] = ()
+    gamma: float = 0.5
     warmup: float = 0.0
     grad_clip: float | None = None
     accumulate: int = 1
