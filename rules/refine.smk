@@ -11,7 +11,7 @@ rule make_prompts:
         "results/{run}/benchmarks/make_prompts/{dataset}/{coarse}{at}/{prompt}/{part}.tsv"
     localrule: True
     params:
-        prompt=lambda wildcards: CFG.prompts[wildcards.prompt].model_dump(),
+        prompt=lambda wildcards: CFG.prompts[wildcards.prompt].recipe(),
     message:
         "Turn masks into {wildcards.prompt} prompts: {wildcards.dataset}, {wildcards.part}"
     script:

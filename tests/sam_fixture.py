@@ -17,6 +17,7 @@ from segment_anything.modeling import (
 
 from tests.golden.formula import fill_with_formula, formula_tensor
 from ultrarefiner.models.mobile_sam import TinyViTEncoder, mobile_sam_name
+from ultrarefiner.models.sam_unet import SamUNet
 from ultrarefiner.models.ultrasam import to_ultrasam
 
 
@@ -89,4 +90,10 @@ def write_mobile_sam(path: str | Path, seed: int = 0) -> Path:
         if not key.endswith("num_batches_tracked")
     }
     torch.save(state, path)
+    return Path(path)
+
+
+def write_tiny_sam_unet(path: str | Path, seed: int = 0) -> Path:
+    """Write a small SAM-UNet, weights by formula, as its authors save it; return the path."""
+    torch.save({"model": fill_with_formula(SamUNet.tiny(), seed).state_dict()}, path)
     return Path(path)

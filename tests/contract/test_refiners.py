@@ -5,7 +5,12 @@ import os
 import numpy as np
 import pytest
 
-from tests.sam_fixture import write_mobile_sam, write_tiny_sam, write_tiny_ultrasam
+from tests.sam_fixture import (
+    write_mobile_sam,
+    write_tiny_sam,
+    write_tiny_sam_unet,
+    write_tiny_ultrasam,
+)
 from ultrarefiner.errors import ConfigError, PromptError, UltraRefinerError
 from ultrarefiner.prompts import PROMPTS, Prompt, prompt_from_mask
 from ultrarefiner.refine import REFINERS, load_refiner, parse_options
@@ -17,6 +22,7 @@ WEIGHTS = {
     "grabcut": lambda folder: None,
     "sam": lambda folder: write_tiny_sam(folder / "sam.safetensors"),
     "mobile_sam": lambda folder: write_mobile_sam(folder / "mobile_sam.pt"),
+    "sam_unet": lambda folder: write_tiny_sam_unet(folder / "sam_unet.pth"),
     "ultrasam": lambda folder: write_tiny_ultrasam(folder / "ultrasam.pth", seed=1),
 }
 HEIGHT, WIDTH = 50, 70

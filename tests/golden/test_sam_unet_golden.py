@@ -14,7 +14,7 @@ from ultrarefiner.models.sam import scale_coordinates
 from ultrarefiner.models.sam_unet import SamUNet, take_sam
 from ultrarefiner.models.sam_unet_model import unpack
 from ultrarefiner.prompts.base import Prompt
-from ultrarefiner.prompts.geometry import largest_component, prompt_from_mask
+from ultrarefiner.prompts.geometry import prompt_from_mask
 from ultrarefiner.refine import load_refiner
 
 from .formula import fill_with_formula, over_root, standard_normal, sums
@@ -92,7 +92,7 @@ def test_a_box_gives_the_authors_mask(refiner, golden, case):
     key = f"res{refiner.sam.resnet_layers}.{case}"
     assert crc32(image.tobytes()) == golden[f"{key}.image_crc32"]
     # The authors prompt with the largest component alone.
-    prompt = prompt_from_mask(largest_component(truth(*size)), "box")
+    prompt = prompt_from_mask(truth(*size), "box", largest=True)
     np.testing.assert_array_equal(prompt.box, golden[f"{key}.box_orig"][0])
     embedding = refiner.embed(image)
     scaled = scale_coordinates(prompt.box.reshape(2, 2), size, embedding.input_size)

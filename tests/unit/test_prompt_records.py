@@ -195,6 +195,23 @@ def test_components_windows_and_points_as_they_are_read_by_others(fold):
         np.testing.assert_equal(one.labels, other.labels)
 
 
+def test_the_largest_component_alone_may_have_the_box(fold):
+    mask = np.zeros((40, 51), bool)
+    mask[5:12, 10:25] = mask[30:34, 40:44] = True
+    write_mask(fold / "masks" / f"{BOX_CASE}.png", mask)
+    keys = {"kind": "box+point"}
+    whole, alone = (
+        load_prompts(made(fold, **keys, **more)).prompts(BOX_CASE)
+        for more in ({}, {"largest": True})
+    )
+    assert whole.box.tolist() == [10, 5, 44, 34] and alone.box.tolist() == [10, 5, 25, 12]
+    assert whole.points.tolist() == alone.points.tolist()
+    assert "largest" not in PromptConfig(**keys).recipe()
+    for wrong in ({"kind": "point"}, {"kind": "box", "components": True}):
+        with pytest.raises(ValidationError, match="largest"):
+            PromptConfig(**wrong, largest=True)
+
+
 def test_one_component_is_one_prompt(fold):
     file = load_prompts(made(fold, kind="box", components=True))
     assert file.prompts(BOX_CASE).box.tolist() == [10, 5, 25, 12]

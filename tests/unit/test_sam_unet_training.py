@@ -127,7 +127,7 @@ def test_it_is_a_coarse_model_too(toy_study, tmp_path):
 
 
 def test_a_tiny_model_has_the_published_ones_shape():
-    model = SamUNet(10, TINY)
+    model = SamUNet.tiny()
     pixels = torch.rand(2, 3, 128, 128)
     logits = model(pixels, boxes=torch.tensor([[0.0, 0, 64, 64], [10, 10, 90, 90]]))
     assert logits.shape == (2, 1, 32, 32)

@@ -298,7 +298,9 @@ def test_random_damage_never_escapes_as_another_error(tmp_path):
 
 def test_an_unknown_family_is_refused_with_the_known_ones(states, tmp_path):
     save(states["sam"], tmp_path / "tiny.pth")
-    with pytest.raises(ConfigError, match=r"unknown SAM family 'samurai'; known: .*sam, ultrasam"):
+    with pytest.raises(
+        ConfigError, match=r"unknown SAM family 'samurai'; known: .*sam, sam_unet, ultrasam"
+    ):
         load_sam(tmp_path / "tiny.pth", family="samurai")
 
 

@@ -250,6 +250,7 @@ PROMPTS = [
             "points": 2,
             "negative": True,
             "components": True,
+            "largest": True,
             "noise.box": 0.2,
             "noise.point": 0.2,
             "noise.seed": 1,

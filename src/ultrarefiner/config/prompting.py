@@ -65,6 +65,10 @@ class PromptConfig(Section):
         description="One prompt for each connected component of the mask, their masks OR-ed; "
         "specks under 5 % of the largest are left out.",
     )
+    largest: bool = Field(
+        False,
+        description="The box is that of the largest connected component, not of all together.",
+    )
     noise: NoiseConfig | None = Field(None, description="Errors put into the prompts.")
     crop: CropConfig | None = Field(
         None, description="Refine in a crop around the lesion instead of the full image."
@@ -96,12 +100,23 @@ class PromptConfig(Section):
             raise ValueError(
                 f"components has no effect on kind '{self.kind}': a mask holds all components"
             )
+        if self.largest and not boxes:
+            raise ValueError(f"largest has no effect on kind '{self.kind}': it has no box")
+        if self.largest and self.components:
+            raise ValueError("largest and components contradict each other; remove one of them")
         if self.on_empty == "full_image" and "mask" in self.kind:
             raise ValueError(
                 f"on_empty: full_image has no effect on kind '{self.kind}': an empty mask says "
                 "nothing about the whole image"
             )
         return self
+
+    def recipe(self) -> dict[str, Any]:
+        """Return what prompts depend on, as plain values.
+
+        `largest` is left out where it is not set: prompts of before that key stay.
+        """
+        return self.model_dump(exclude=set() if self.largest else {"largest"})
 
     @property
     def oracle(self) -> bool:

@@ -141,6 +141,11 @@ class SamUNet(nn.Module):
             self.register_buffer(name, None, persistent=False)
         set_pixel_constants(self)
 
+    @classmethod
+    def tiny(cls, resnet: int | str = 10) -> SamUNet:
+        """Return one with small widths and random weights, in a frame of 128 pixels."""
+        return cls(resnet, TINY)
+
     preprocess = Sam.preprocess
     postprocess_masks = Sam.postprocess_masks
 

@@ -14,6 +14,7 @@ from ultrarefiner.prompts.crop import Window, window_of_mask
 from ultrarefiner.prompts.geometry import (
     PROMPTS,
     PromptKind,
+    largest_component,
     lesion_components,
     prompt_from_mask,
     tight_box,
@@ -171,11 +172,19 @@ def _shown_of_mask(
 ) -> list[Shown]:
     """Return what is shown of each component, or of the whole mask, largest first."""
     made = prompt_from_mask(
-        mask, config.kind, config.expand or 0.0, config.points, config.negative, config.components
+        mask,
+        config.kind,
+        config.expand or 0.0,
+        config.points,
+        config.negative,
+        config.components,
+        config.largest,
     )
     prompts = made if isinstance(made, list) else [made]
     each = len(parts) if PROMPTS[config.kind].separate else 1
     lesions = lesion_components(mask) if config.components else [mask]
+    if config.largest:
+        lesions = [largest_component(mask)]
     shown = []
     for number, lesion in enumerate(lesions):
         own = prompts[number * each : (number + 1) * each]

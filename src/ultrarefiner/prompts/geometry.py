@@ -239,6 +239,7 @@ def prompt_from_mask(
     points: int = 1,
     negative: bool = False,
     components: bool = False,
+    largest: bool = False,
 ) -> Prompt | list[Prompt]:
     """Turn a mask into a prompt.
 
@@ -250,6 +251,7 @@ def prompt_from_mask(
         negative: Add a negative point: see ``negative_point``, of the box grown by
             ``NEGATIVE_REACH``. None is added if lesion fills the image.
         components: Prompts for each component, largest first; see ``lesion_components``.
+        largest: The box holds the largest component alone.
 
     Returns:
         A prompt in original pixels; for "both" a list of a box prompt and a point prompt; with
@@ -269,6 +271,9 @@ def prompt_from_mask(
         raise PromptError(f"points and negative have no effect on kind '{kind}': it has no point")
     if components and "mask" in row.parts:
         raise PromptError(f"components has no effect on kind '{kind}': a mask holds them all")
+    if largest and (components or "box" not in row.parts):
+        why = "beside components" if components else f"on kind '{kind}': it has no box"
+        raise PromptError(f"largest has no effect {why}")
     if points < 1:
         raise PromptError(f"points {points}: a prompt of points needs at least one")
     lesion = lesion_pixels(mask)
@@ -280,6 +285,8 @@ def prompt_from_mask(
     mask = np.asarray(mask)
     mask = lesion if mask.dtype.kind in "iu" else mask
     found = lesion_components(lesion) if components else [lesion]
+    if largest:
+        found = [largest_component(lesion)]
     made = [
         prompt
         for one in found
