@@ -12,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
-from tests.sam_fixture import write_mobile_sam, write_tiny_sam, write_tiny_ultrasam
+from tests.sam_fixture import (
+    write_mobile_sam,
+    write_tiny_sam,
+    write_tiny_sam_unet,
+    write_tiny_ultrasam,
+)
 from tests.training_fixture import make_study, tiny_config, train
 from ultrarefiner.deploy import onnx_graph
 from ultrarefiner.deploy.onnx import (
@@ -102,8 +107,9 @@ def coarse_net(name, size, **options):
     [
         ("unet", 48, {"width": 4}),
         ("dynunet", (32, 64), {}),
+        pytest.param("sam_unet_tiny", 64, {}, marks=pytest.mark.slow),
     ],
-    ids=["unet", "dynunet"],
+    ids=["unet", "dynunet", "sam_unet"],
 )
 def test_a_coarse_model_gives_the_logits_of_torch_for_any_batch(tmp_path, name, size, options):
     net = coarse_net(name, size, **options)
@@ -301,6 +307,14 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path, monkeypatch, m
         with pytest.raises(UltraRefinerError, match=r"sam\.onnx was not written.*something else"):
             write(tuned, tmp_path / "sam.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("export", [export_encoder_onnx, export_decoder_onnx])
+def test_a_family_that_is_not_written_so_is_refused(tmp_path, export):
+    weights = write_tiny_sam_unet(tmp_path / "sam_unet.pth")
+    with pytest.raises(ConfigError, match="SAM-UNet, whose networks are not written as ONNX"):
+        export(weights, "sam_unet", tmp_path / "net.onnx")
+    assert not (tmp_path / "net.onnx").exists()
 
 
 def test_a_model_that_gives_no_numbers_is_refused(tmp_path):

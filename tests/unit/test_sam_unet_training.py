@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torchvision.models import ResNet
+from torchvision.models.resnet import BasicBlock
 
 from tests.refiner_fixture import SAM_UNET, as_published, finetune
 from tests.training_fixture import tiny_config, train
@@ -196,3 +198,20 @@ def test_boxes_shift_as_a_whole_and_no_farther_than_they_may():
     assert np.abs(small[:, :2] - 10).max() <= 1
     edge = np.array([shift_box((0, 0, 40, 40), 5, rng, size) for _ in range(50)])
     assert edge.min() >= 0
+
+
+def test_the_branch_begins_as_torchvisions(tmp_path):
+    small, other = (ResNet(BasicBlock, layers) for layers in ([1, 1, 1, 1], [2, 1, 1, 1]))
+    path, wrong = tmp_path / "resnet10.pth", tmp_path / "resnet12.pth"
+    torch.save(small.state_dict(), path)
+    torch.save(other.state_dict(), wrong)
+    options = {"init": "tiny", "resnet": 10}
+    refiner, parents = begin_refiner("sam_unet", None, "cpu", {**options, "branch": str(path)})
+    assert list(parents) == ["resnet10.pth"]
+    own, given = refiner.sam.state_dict(), small.state_dict()
+    assert torch.equal(own["resnet.stage0.0.weight"], given["conv1.weight"])
+    assert torch.equal(own["resnet.stage4.0.bn2.running_var"], given["layer4.0.bn2.running_var"])
+    trained = {name for name, one in refiner.sam.named_parameters() if one.requires_grad}
+    assert "resnet.stage0.0.weight" in trained
+    with pytest.raises(WeightsError, match=r"a ResNet; nothing was loaded: .*stage1\.1\.conv1"):
+        begin_refiner("sam_unet", None, "cpu", {**options, "branch": str(wrong)})

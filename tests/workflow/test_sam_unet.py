@@ -14,8 +14,8 @@ pytestmark = pytest.mark.slow
 CONVERT = {
     "run": "convert",
     "device": "cpu",
-    "datasets": {"busi": {"phantom": {"cases": 16, "size": 96, "seed": 3}, "export": "samed2d"}},
-    "splits": {"folds": 2, "run": [0]},
+    "datasets": {"busi": {"phantom": {"cases": 60, "size": 96, "seed": 3}, "export": "samed2d"}},
+    "splits": {"folds": 3, "run": [0]},
     "coarse": {"net": {"model": "sam_unet_tiny", "init": "random", "image_size": 64}},
     "compare": {"coarse": ["net"]},
 }
@@ -116,17 +116,17 @@ def test_several_masks_of_an_image_are_told_apart_from_images(finished):
     assert {row["modality"] for row in images} == {"ct"}
 
 
-def test_a_longer_training_is_better_where_it_never_was_and_compared_with_the_first(finished):
+def test_a_longer_training_is_better_where_it_never_was_and_compared(finished):
     rows = table(finished / "results" / "zero_shot" / "report" / "zero_shot.csv")
     for dataset in ("bus", "stu"):
         found = {
             row["method"]: row for row in rows if (row["dataset"], row["unit"]) == (dataset, "mask")
         }
-        first, longer = (found[f"{name}-oracle_box@converted"] for name in ("samunet", "longer"))
-        assert float(longer["dice_mean"]) > max(0.5, float(first["dice_mean"]) + 0.1)
-        assert longer["family"] == first["family"] == "sam_unet-oracle_box"
-        assert longer["reference"] == "samunet-oracle_box@converted"
-        assert float(longer["ci_low"]) > 0
+        longer, short = (found[f"{name}-oracle_box@converted"] for name in ("longer", "samunet"))
+        assert float(longer["dice_mean"]) > max(0.5, float(short["dice_mean"]) + 0.1)
+        assert longer["family"] == short["family"] == "sam_unet-oracle_box"
+        assert short["reference"] == "longer-oracle_box@converted"
+        assert float(short["ci_high"]) < 0
 
 
 def test_the_report_shows_it_all(finished):

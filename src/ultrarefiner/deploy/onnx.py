@@ -142,6 +142,8 @@ def coarse_to_onnx(net: nn.Module, size: int | Sequence[int], output: str | Path
     images = [torch.rand(count, 3, *height_width(size), generator=random) for count in (2, 1, 3)]
     with torch.no_grad():
         cases = [([image], [net(image)]) for image in images]
+    for encoder in [one for one in net.modules() if isinstance(one, ImageEncoderViT)]:
+        _release_blocks(encoder)
     shapes = ({0: torch.export.Dim("batch")},)
     write_onnx(net, ("image",), ("logits",), shapes, cases, Path(output))
 

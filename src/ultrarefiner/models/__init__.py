@@ -100,7 +100,7 @@ MODELS: Registry[Model] = Registry(
             resnet=True,
         ),
         "sam_unet_tiny": Model(
-            "ultrarefiner.models.sam_unet_coarse:build_sam_unet",
+            "ultrarefiner.models.sam_unet_coarse:build_sam_unet_tiny",
             planner="ultrarefiner.models.sam_unet_coarse:plan_tiny_options",
             resnet=True,
         ),

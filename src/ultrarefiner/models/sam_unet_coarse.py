@@ -51,7 +51,7 @@ class CoarseSamUNet(nn.Module):
         """
         net, side = self.net, image.shape[-1]
         pixels = net.preprocess(as_rgb(image, NAME) * 255)
-        box = pixels.new_tensor([0.0, 0.0, side, side]).expand(len(pixels), 4)
+        box = pixels.new_tensor([0.0, 0.0, side, side]).expand(pixels.shape[0], 4)
         logits = functional.interpolate(
             net(pixels, boxes=box), (side, side), mode="bilinear", align_corners=False
         )
@@ -98,14 +98,34 @@ def build_sam_unet(
     Raises:
         ValueError: Another number of classes, or a side that it cannot have.
     """
+    return _build(image_size, num_classes, resnet, architecture, VIT_B)
+
+
+def build_sam_unet_tiny(
+    image_size: int,
+    num_classes: int,
+    resnet: int = 10,
+    architecture: Mapping[str, Any] | None = None,
+) -> CoarseSamUNet:
+    """Return a small one; see ``build_sam_unet``."""
+    return _build(image_size, num_classes, resnet, architecture, TINY)
+
+
+def _build(
+    image_size: int,
+    num_classes: int,
+    resnet: int,
+    architecture: Mapping[str, Any] | None,
+    default: SamArchitecture,
+) -> CoarseSamUNet:
     if num_classes != _CLASSES:
         raise ValueError(f"num_classes: {NAME} tells a lesion from the rest, not {num_classes}")
     if image_size % 32:
         raise ValueError(f"image_size: {NAME} takes multiples of 32, not {image_size}")
-    sizes = VIT_B
-    if architecture is not None:
-        blocks = tuple(architecture["global_blocks"])
-        sizes = SamArchitecture(**{**architecture, "global_blocks": blocks})
+    if architecture is None:
+        return CoarseSamUNet(image_size, resnet, default)
+    blocks = tuple(architecture["global_blocks"])
+    sizes = SamArchitecture(**{**architecture, "global_blocks": blocks})
     return CoarseSamUNet(image_size, resnet, sizes)
 
 
