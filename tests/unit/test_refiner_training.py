@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.refiner_fixture import finetune, quick, write_weights
+from tests.refiner_fixture import SAM_UNET, finetune, quick, write_weights
 from tests.training_fixture import make_study
 from ultrarefiner.datasets.loader import read_prepared
 from ultrarefiner.errors import ConfigError, LeakError
 from ultrarefiner.io import file_sha256, read_rows
 from ultrarefiner.models.cards import read_card
+from ultrarefiner.models.export import read_about
 from ultrarefiner.models.sam import load_sam
 from ultrarefiner.prompts import Prompt, prompt_from_mask
 from ultrarefiner.refine import load_refiner
@@ -49,7 +50,8 @@ def frozen(study, weights, tmp_path_factory):
 
 
 def tensors(folder):
-    return load_sam(folder / "model.safetensors").state_dict()
+    path = folder / "model.safetensors"
+    return load_sam(path, read_about(path)["family"]).state_dict()
 
 
 def largest_difference(one, other):
@@ -181,34 +183,38 @@ def replace(source, target):
     rename(source, target)
 os.replace = replace
 paths = f"{study}/prepared", f"{study}/splits.csv"
-finetune(quick(epochs=3, **json.loads(preset)), paths, weights, folder)
+config, how = json.loads(preset)
+finetune(quick(epochs=3, **config), paths, None if how else weights, folder, **how)
 """
+ADAPTED = {"data": "truth", "masks_per_image": 2, "box_shift": 5}
 
 
 @pytest.mark.parametrize(
-    "preset",
+    ("preset", "how"),
     [
-        pytest.param(FROZEN, marks=pytest.mark.slow),
-        LORA,
-        pytest.param(UNFROZEN, marks=pytest.mark.slow),
+        pytest.param(FROZEN, {}, marks=pytest.mark.slow),
+        (LORA, {}),
+        pytest.param(UNFROZEN, {}, marks=pytest.mark.slow),
+        pytest.param(ADAPTED, SAM_UNET, marks=pytest.mark.slow),
     ],
-    ids=["frozen", "lora", "last"],
+    ids=["frozen", "lora", "last", "sam_unet"],
 )
 def test_a_killed_finetuning_ends_where_an_unbroken_one_does(
-    study, weights, tmp_path, caplog, preset
+    study, weights, tmp_path, caplog, preset, how
 ):
-    config = quick(epochs=3, **preset)
-    unbroken = finetune(config, study, weights, tmp_path / "unbroken" / "model")
+    config, start = quick(epochs=3, **preset), None if how else weights
+    unbroken = finetune(config, study, start, tmp_path / "unbroken" / "model", **how)
     folder = tmp_path / "killed" / "model"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
-    command = [sys.executable, "-c", CHILD, study[0].parent, weights, folder, json.dumps(preset)]
+    told = json.dumps([preset, how])
+    command = [sys.executable, "-c", CHILD, study[0].parent, weights, folder, told]
     died = subprocess.run(
         list(map(str, command)), env=environment, capture_output=True, text=True, check=False
     )
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert not (folder / "model.safetensors").exists()
     with caplog.at_level("INFO"):
-        finetune(config, study, weights, folder)
+        finetune(config, study, start, folder, **how)
     assert "resuming after epoch 1 of 3" in caplog.text
     assert largest_difference(folder, unbroken) <= 1e-6
     histories = [read_rows(one / "history.csv") for one in (folder, unbroken)]

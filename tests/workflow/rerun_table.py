@@ -145,7 +145,7 @@ COMPARED = [
     *changes(
         "compare.",
         {"crop_dataset", "embed_images", *FINETUNED, *GUARDED, *POINTS},
-        {"coarse": ["vit", "unet"]},
+        {"coarse": ["vit", "unet", "seg"]},
         makes={"train_inner", "predict_inner", "measure_boxes", "make_prompts"},
     ),
     *changes("compare.refine.", SUMMARY, {"grabcut": ["mask"]}),
