@@ -83,7 +83,7 @@ class FinetuneConfig(Section):
         ge=1,
         le=20,
         description="Masks of an image in each step, which share the encoder's pass: different ones "
-        "where cases are masks of one image (samed2d, nifti), else one with as many prompts.",
+        "where cases are masks of one image (samed2d, `masks: each`), else one with as many prompts.",
     )
     crop: CropConfig | None = Field(
         None, description="Train in crops around the coarse mask, as prompt modes with `crop`."
