@@ -338,9 +338,7 @@ def _slice_reader(shelf: VolumeShelf) -> Reader:
         return shelf.read(case.image).image(*parse_slice(case.part))
 
     def masks(case: Case) -> list[RawMask]:
-        lesion = shelf.read(case.masks[0]).lesion(*parse_slice(case.part))
-        name = f"{case.masks[0]} ({case.part})"
-        return [RawMask(name, np.where(lesion, 255, 0).astype(np.uint8), "slice")]
+        return [shelf.mask(case.masks[0], case.part)]
 
     return Reader(image, masks)
 

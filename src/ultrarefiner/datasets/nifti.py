@@ -357,9 +357,7 @@ def _slice_reader(options: NiftiOptions) -> Reader:
         return slice_image(shelf.read(case.image), *parse_slice(case.part), options)
 
     def masks(case: Case) -> list[RawMask]:
-        lesion = shelf.read(case.masks[0]).lesion(*parse_slice(case.part), options.lesion)
-        name = f"{case.masks[0]} ({case.part})"
-        return [RawMask(name, np.where(lesion, 255, 0).astype(np.uint8), "slice")]
+        return [shelf.mask(case.masks[0], case.part, options.lesion)]
 
     return Reader(image, masks)
 

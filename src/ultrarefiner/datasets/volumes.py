@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ultrarefiner.datasets.base import RawImage
+from ultrarefiner.datasets.base import RawImage, RawMask
 from ultrarefiner.errors import DatasetError
 
 VOLUME_SUFFIXES = (".nrrd", ".nii", ".nii.gz")
@@ -353,3 +353,14 @@ class VolumeShelf:
                 future.set_exception(error)
                 raise
         return future.result()
+
+    def mask(self, path: Path, part: str, lesion: list[int] | None = None) -> RawMask:
+        """Return the lesion in a slice of a mask volume.
+
+        Args:
+            path: The mask volume.
+            part: The slice, as `name_slice` calls it.
+            lesion: Values that are lesion; see `Volume.lesion_areas`.
+        """
+        found = self.read(path).lesion(*parse_slice(part), lesion)
+        return RawMask(f"{path} ({part})", np.where(found, 255, 0).astype(np.uint8), "slice")
