@@ -29,12 +29,12 @@ from segment_anything.modeling import Sam
 
 from ultrarefiner.config import RefinerLossConfig
 from ultrarefiner.models.encoding import encode
+from ultrarefiner.models.mask_prompts import mask_prompt_logits
 from ultrarefiner.models.sam import scale_coordinates
 from ultrarefiner.prompts import prompt_from_mask
 from ultrarefiner.refine import load_refiner
 from ultrarefiner.refine.embeddings import embedding_key, image_sha256
 from ultrarefiner.refine.sam import SamRefiner
-from ultrarefiner.refine.sam_prompts import mask_prompt_logits
 from ultrarefiner.refine.shelf import Shelf
 from ultrarefiner.training.refiner_losses import refiner_loss
 

@@ -22,11 +22,11 @@ import torch
 from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 
+from ultrarefiner.models.mask_prompts import mask_prompt_logits
 from ultrarefiner.prompts import Prompt, prompt_from_mask
 from ultrarefiner.refine import load_refiner
 from ultrarefiner.refine.base import Refiner
 from ultrarefiner.refine.embeddings import SamEmbedding, embedding_key, image_sha256
-from ultrarefiner.refine.sam_prompts import mask_prompt_logits
 from ultrarefiner.refine.shelf import Shelf
 
 MODES = ("box", "point", "both", "mask", "box+point", "mask+box")

@@ -16,6 +16,8 @@ from segment_anything.modeling import Sam
 from ultrarefiner.errors import ConfigError, WeightsError
 from ultrarefiner.io import atomic_path
 from ultrarefiner.models.lora import lora_layers
+from ultrarefiner.models.medsam2_model import MedSam2
+from ultrarefiner.models.medsam2_names import to_theirs
 from ultrarefiner.models.mobile_sam import TinyViTEncoder, mobile_sam_name
 from ultrarefiner.models.sam import SAM_FAMILIES, load_sam
 from ultrarefiner.models.sam_unet_model import SamUNet
@@ -54,6 +56,11 @@ LAYOUTS: Registry[ExportLayout] = Registry(
             "ultrasam",
             "UltraSAM's own code",
             lambda state, about: {"meta": dict(about), "state_dict": dict(state)},
+        ),
+        "medsam2": ExportLayout(
+            "medsam2",
+            "MedSAM2's and SAM 2's own code",
+            lambda state, about: {"model": dict(state)},
         ),
         "sam_unet": ExportLayout(
             "sam_unet", "SAM-UNet's own code", lambda state, about: {"model": dict(state)}
@@ -123,7 +130,7 @@ def export_sam(
 
     Layout ``sam``: a flat state dict, float32, which ``sam_model_registry[...](checkpoint=...)`` and
     ``load_state_dict(strict=True)`` take. Layout ``ultrasam``: ``{"meta": ..., "state_dict": ...}``
-    under UltraSAM's names; ``sam_unet``: ``{"model": ...}``. The decoders of both compute differently (``ResidualMLP``), so neither
+    under UltraSAM's names; ``medsam2``, ``sam_unet``: ``{"model": ...}``. The decoders of both compute differently (``ResidualMLP``), so neither
     family is written in the other's layout: the masks would be others. Equal weights give equal
     bytes.
 
@@ -206,6 +213,8 @@ def _own_names(path: str | Path, sam: Sam, family: str) -> dict[str, torch.Tenso
         )
     if family == "ultrasam":
         return to_ultrasam(state)
+    if family == "medsam2":
+        return to_theirs(state)
     if family == "mobile_sam":
         return {mobile_sam_name(key): value for key, value in state.items()}
     return state
@@ -215,6 +224,8 @@ def _built_as(sam: Sam) -> str:
     """Return the family whose loader would build a model that computes like this one."""
     if isinstance(sam, SamUNet):
         return "sam_unet"
+    if isinstance(sam, MedSam2):
+        return "medsam2"
     if isinstance(sam.image_encoder, TinyViTEncoder):
         return "mobile_sam"
     blocks = sam.mask_decoder.transformer.layers

@@ -11,6 +11,7 @@ from ultrarefiner.errors import ConfigError
 # How the names of parameters begin; the first match counts.
 _BEGINNINGS: tuple[tuple[str, str], ...] = (
     ("image_encoder.", "encoder"),
+    ("memory.", "memory"),
     *((name, "branch") for name in ("resnet.", "adapters_in.", "adapters_bridge.")),
     ("embedding_encoder.", "branch"),
     ("prompt_encoder.", "prompt_encoder"),
@@ -18,6 +19,8 @@ _BEGINNINGS: tuple[tuple[str, str], ...] = (
     ("mask_decoder.hf_mlp.", "head"),
     ("mask_decoder.embedding_maskfeature.", "head"),
     ("mask_decoder.output_upscaling.", "head"),
+    *((f"mask_decoder.upscale_{name}.", "head") for name in ("conv1", "conv2", "layer_norm")),
+    ("mask_decoder.pred_obj_score_head.", "head"),
     ("mask_decoder.output_hypernetworks_mlps.", "head"),
     ("mask_decoder.iou_prediction_head.", "head"),
     ("mask_decoder.", "decoder"),
@@ -28,7 +31,8 @@ def part_of(name: str) -> str:
     """Return the part that a SAM's parameter or module of this name belongs to.
 
     The head is what makes masks and predicted IoUs of the decoder's tokens; the decoder is its
-    transformer and the tokens themselves. The branch is what a SAM-UNet has beside its encoder.
+    transformer and the tokens themselves. The branch is what a SAM-UNet has beside its encoder,
+    the memory what a SAM 2 follows objects with.
 
     Raises:
         ValueError: No SAM has such a name.

@@ -174,6 +174,7 @@ SAM_FAMILIES: Registry[str] = Registry(
     {
         "sam": "ultrarefiner.models.sam:load_plain_sam",
         "ultrasam": "ultrarefiner.models.ultrasam:load_ultrasam",
+        "medsam2": "ultrarefiner.models.medsam2:load_sam2",
         "mobile_sam": "ultrarefiner.models.mobile_sam:load_mobile_sam",
         "sam_unet": "ultrarefiner.models.sam_unet:load_sam_unet",
     },

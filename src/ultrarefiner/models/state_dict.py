@@ -60,8 +60,10 @@ class _Foreign:
 
 _FOREIGN = (
     _Foreign(
-        "a SAM 2 model (MedSAM2 is one), which is built otherwise and does not load here",
+        "a SAM 2 model (MedSAM2 is one), which is built otherwise",
         re.compile(r"image_encoder\.trunk\.|memory_(attention|encoder)\.|sam_mask_decoder\."),
+        "Load it with `family: medsam2`",
+        "medsam2",
     ),
     _Foreign(
         "SAM-Med2D, whose encoder has adapters that SAM's has not; there is no family for it",

@@ -72,6 +72,30 @@ def _sam(file: str, size: int, digest: str) -> WeightsFile:
     )
 
 
+# Lengths and digests as the published model cards have them, and many independent projects.
+_SAM2 = {
+    "tiny": (156_008_466, "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69"),
+    "small": (184_416_285, "6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38"),
+    "base_plus": (323_606_802, "a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5"),
+    "large": (898_083_611, "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318"),
+}
+
+
+def _sam2(size: str, length: int, digest: str) -> WeightsFile:
+    file = f"sam2.1_hiera_{size}.pt"
+    return WeightsFile(
+        file=file,
+        urls=(f"https://dl.fbaipublicfiles.com/segment_anything_2/092824/{file}",),
+        bytes=length,
+        licence="Apache-2.0",
+        terms=_APACHE,
+        citation="Ravi et al., SAM 2: Segment Anything in Images and Videos, 2024, arXiv 2408.00714",
+        family="medsam2",
+        trained_on="SA-V: 51,000 natural videos, and SA-1B; no medical images. Frame 1024.",
+        checksum=f"sha256:{digest}",
+    )
+
+
 def _resnet(layers: int, size: int, digest: str) -> WeightsFile:
     file = f"resnet{layers}-{digest[:8]}.pth"
     return WeightsFile(
@@ -155,6 +179,22 @@ WEIGHTS: Registry[WeightsFile] = Registry(
             seen=("busi",),
             checksum="md5:3bb6db55bd0c9ca30b61248bca72f8d6",  # as Zenodo publishes it
         ),
+        "medsam2": WeightsFile(
+            file="MedSAM2_latest.pt",
+            urls=("https://huggingface.co/wanglab/MedSAM2/resolve/main/MedSAM2_latest.pt",),
+            bytes=156_040_129,
+            licence="CC-BY-SA-4.0",
+            terms="For research and education, as the authors' page says; credit them; what you make "
+            "of the weights and pass on has to carry the same licence.",
+            citation="Ma et al., MedSAM2: Segment Anything in 3D Medical Images and Videos, 2025, "
+            "arXiv 2504.03600",
+            family="medsam2",
+            trained_on="455,000 public 3D image-mask pairs of CT, MRI and PET, and 76,000 frames of "
+            "ultrasound and endoscopy videos, on top of SAM 2.1's natural videos.",
+            checksum="sha256:c92743b99f00d078bf32a3afcc38aaa9faf1c1692dffe3eaa7a90938c1991060",
+            accept=True,
+        ),
+        **{f"sam2_{size}": _sam2(size, *facts) for size, facts in _SAM2.items()},
         "ultrasam": WeightsFile(
             file="UltraSam.pth",
             urls=("https://s3.unistra.fr/camma_public/github/ultrasam/UltraSam.pth",),

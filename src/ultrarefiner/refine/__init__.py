@@ -12,6 +12,7 @@ from ultrarefiner.errors import ConfigError
 from ultrarefiner.refine.base import Embedding, Refinement, Refiner
 from ultrarefiner.refine.options import (
     GrabCutOptions,
+    MedSam2Options,
     SamOptions,
     SamUNetOptions,
     UltraSamOptions,
@@ -78,6 +79,14 @@ REFINERS: Registry[RefinerFamily] = Registry(
             encoder_blocks=True,
             scratch=True,
             joint=True,
+        ),
+        "medsam2": RefinerFamily(
+            "ultrarefiner.refine.medsam2:MedSam2Refiner",
+            MedSam2Options,
+            needs_weights=True,
+            shelves_embeddings=True,
+            embedding_options=("precision", "resize", "image_size"),
+            trainable=True,
         ),
         "mobile_sam": RefinerFamily(
             "ultrarefiner.refine.mobile_sam:MobileSamRefiner",

@@ -156,6 +156,69 @@ class SamUNetOptions(Section):
         return value
 
 
+class MedSam2Options(SamOptions):
+    """A SAM 2.1: how a slice comes to it, and how a volume is followed through."""
+
+    image_size: int = Field(
+        512,
+        ge=64,
+        le=2048,
+        multiple_of=32,
+        description="Side of the frame in pixels; MedSAM2's is 512, SAM 2.1's own 1024.",
+    )
+    propagate: Literal["none", "memory", "masks"] = Field(
+        "none",
+        description="`none`: slice by slice, each with its own prompt. `memory`: from key slices "
+        "through the volume by the model's memory. `masks`: from key slices, each next prompt made "
+        "from the mask before.",
+    )
+    resize: Literal["bilinear", "bicubic"] | None = Field(
+        None,
+        description="How a slice is brought to the frame; none: bilinear (as SAM 2 takes images), "
+        "and bicubic with `propagate` (as MedSAM2 takes volumes). One value for both lets both "
+        "share embeddings.",
+    )
+    key: Literal["largest", "confident", "middle"] = Field(
+        "largest",
+        description="Key slice of each lesion: most pixels, highest mean probability, or the middle "
+        "one.",
+    )
+    objects: int = Field(
+        5, ge=1, le=20, description="Lesions of a volume that are followed, the largest ones."
+    )
+    reprompt: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="memory: prompt a slice anew where the Dice of what was followed with the mask "
+        "that prompts are made from falls below this.",
+    )
+    largest_component: bool = Field(
+        False, description="With `propagate`: keep the largest component of the volume's mask only."
+    )
+    fill_holes: bool = Field(
+        False, description="With `propagate`: fill holes of the mask in each slice."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resized(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("resize") is not None:
+            return values
+        through = values.get("propagate", "none") != "none"
+        return values | {"resize": "bicubic" if through else "bilinear"}
+
+    @model_validator(mode="after")
+    def _following_has_an_effect(self) -> MedSam2Options:
+        idle = {"key": "largest", "objects": 5, "largest_component": False, "fill_holes": False}
+        set_all_the_same = [name for name, value in idle.items() if getattr(self, name) != value]
+        if self.propagate == "none" and set_all_the_same:
+            raise ValueError(f"{set_all_the_same[0]} has no effect with propagate: none")
+        if self.propagate != "memory" and self.reprompt is not None:
+            raise ValueError(f"reprompt has no effect with propagate: {self.propagate}")
+        return self
+
+
 _COMPAT = {
     "reference": {
         "padding": "before",

@@ -17,6 +17,7 @@ from segment_anything.modeling import Sam
 from ultrarefiner.errors import PromptError
 from ultrarefiner.models.encoding import encode, encoder_batch
 from ultrarefiner.models.finetuned import encoder_sha256
+from ultrarefiner.models.mask_prompts import mask_prompt_logits
 from ultrarefiner.models.sam import input_tensor, load_sam, scale_coordinates
 from ultrarefiner.models.weights import locate_weights
 from ultrarefiner.prompts.base import Prompt
@@ -28,7 +29,6 @@ from ultrarefiner.refine.sam_prompts import (
     LiveFeatures,
     Query,
     fed_back,
-    mask_prompt_logits,
     mean_iou,
     moved_copies,
 )
