@@ -23,6 +23,7 @@ include: "rules/refine.smk"
 include: "rules/end_to_end.smk"
 include: "rules/points.smk"
 include: "rules/evaluate.smk"
+include: "rules/volumes.smk"
 include: "rules/report.smk"
 
 
@@ -36,6 +37,7 @@ rule all:
     input:
         unfinished,
         entries.exported(STUDY),
+        volumes.mask_volumes(STUDY),
         f"results/{RUN}/study.json",
         f"results/{RUN}/report/report.html",
         f"results/{RUN}/report/scores.csv",

@@ -19,7 +19,9 @@ from ultrarefiner.study import (
     folder_listing,
     load_study,
     own_weights,
+    propagation,
     require_files,
+    volumes,
 )
 
 try:

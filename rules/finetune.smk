@@ -211,6 +211,9 @@ rule train_refiner:
         tensorboard=lambda wildcards: int(
             STUDY.finetuning.of(wildcards.refiner).tensorboard
         ),
+        checkpointing=lambda wildcards: int(
+            STUDY.finetuning.of(wildcards.refiner).checkpointing
+        ),
         # As in refine_masks: no params, for no result depends on them.
         shelf=CFG.embeddings.folder,
         shelf_mb=SHELF_MB,

@@ -61,6 +61,9 @@ rule refine_masks:
         images="results/{run}/{dataset}/prepared/images",
         soft_masks=soft_masks,
         embeddings=embeddings_index,
+        slices=lambda wildcards: propagation.followed_slices(
+            CFG, wildcards.run, wildcards.dataset, wildcards.refiner
+        ),
         weights=refiner_weights,
         card=refiner_card,
     output:

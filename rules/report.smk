@@ -78,6 +78,7 @@ rule write_tables:
         overlaps="results/{run}/overlaps.csv",
         points=points_summary,
         zero_shot=entries.zero_shot_tables(STUDY),
+        volumes=volumes.report_tables(STUDY),
     output:
         tables=directory("results/{run}/report/tables"),
     log:
@@ -104,6 +105,8 @@ rule write_report:
         oracle_gap="results/{run}/report/oracle_gap.csv",
         points=points_summary,
         zero_shot=entries.zero_shot_tables(STUDY),
+        volumes=volumes.report_tables(STUDY),
+        montages=volumes.report_pictures(STUDY),
         overlaps="results/{run}/overlaps.csv",
         figures="results/{run}/report/figures",
         overlays="results/{run}/report/overlays",
@@ -136,6 +139,7 @@ rule write_report:
             "reference": STUDY.reference,
             "guards": entries.guard_rules(STUDY),
             "zero_shot": entries.zero_shot_tables(STUDY),
+            **volumes.report_parts(STUDY),
         },
         study=study_dump(),
     message:

@@ -16,6 +16,8 @@ from segment_anything.modeling import (
 )
 
 from tests.golden.formula import fill_with_formula, formula_tensor
+from ultrarefiner.models.medsam2_model import TINY, MedSam2
+from ultrarefiner.models.medsam2_names import to_theirs
 from ultrarefiner.models.mobile_sam import TinyViTEncoder, mobile_sam_name
 from ultrarefiner.models.sam_unet import SamUNet
 from ultrarefiner.models.ultrasam import to_ultrasam
@@ -90,6 +92,15 @@ def write_mobile_sam(path: str | Path, seed: int = 0) -> Path:
         if not key.endswith("num_batches_tracked")
     }
     torch.save(state, path)
+    return Path(path)
+
+
+def write_tiny_medsam2(path: str | Path, seed: int = 0) -> Path:
+    """Write a small SAM 2.1, weights by formula, as it is published; return the path."""
+    state = to_theirs(fill_with_formula(MedSam2(TINY), seed).state_dict())
+    # As drawn, no object would ever be there.
+    state["sam_mask_decoder.pred_obj_score_head.layers.2.bias"].fill_(10.0)
+    torch.save({"model": state}, path)
     return Path(path)
 
 

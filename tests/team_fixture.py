@@ -176,6 +176,25 @@ def all_trainings(study, toy, weights, model, team, device):
         write_json(model, found)
 
 
+def clip_training(study, weights, model, team, device):
+    """Write how far a team is from one process where slices are followed by memory."""
+    torch.set_num_threads(1)
+    sgd = quick(
+        **{"data": "truth", "clip": 3, "epochs": 1, "batch_size": 4, "prompts": ["box"]},
+        **{"optimizer": "sgd", "lr": 1e-3, "cache": "none", "augment": {}, "hflip": 0.5},
+    )
+    options = {"image_size": 64, "mask_choice": "single"}
+    found = compared(
+        team,
+        Path(model).parent,
+        lambda at, who: finetune(
+            sgd, study, weights, at, team=who, family="medsam2", options=options
+        ),
+    )
+    if team.is_first:
+        write_json(model, found)
+
+
 def ask_for_a_stop(config, parent, at, team, **arguments):
     """Train; when the first member is at a batch, tell the process that started it to stop."""
     losses, seen = CoarseTask.losses, []

@@ -7,6 +7,7 @@ import pytest
 
 from tests.sam_fixture import (
     write_mobile_sam,
+    write_tiny_medsam2,
     write_tiny_sam,
     write_tiny_sam_unet,
     write_tiny_ultrasam,
@@ -21,6 +22,7 @@ from ultrarefiner.registry import resolve
 WEIGHTS = {
     "grabcut": lambda folder: None,
     "sam": lambda folder: write_tiny_sam(folder / "sam.safetensors"),
+    "medsam2": lambda folder: write_tiny_medsam2(folder / "medsam2.pt"),
     "mobile_sam": lambda folder: write_mobile_sam(folder / "mobile_sam.pt"),
     "sam_unet": lambda folder: write_tiny_sam_unet(folder / "sam_unet.pth"),
     "ultrasam": lambda folder: write_tiny_ultrasam(folder / "ultrasam.pth", seed=1),

@@ -243,13 +243,15 @@ def test_what_the_parent_has_seen_the_finetuned_refiner_has_seen():
 
 def test_a_recipe_gives_back_the_finetuning_and_leaves_speed_out():
     steps = {"optimizer": "adam", "schedule": "multistep", "milestones": [2, 3], "gamma": 0.1}
-    rest = ({"data": "crops", "copies": 2}, {"data": "truth", **steps})
+    turned = {"augment": {"rotate": 5}, "cache": "none"}
+    rest = ({"data": "crops", "copies": 2}, {"data": "truth", **steps}, turned)
     for keys in ({}, {"train": "full"}, LORA, *rest):
-        config = FinetuneConfig(**keys, threads=3, gpu=2, tensorboard=True)
-        job = SimpleNamespace(processes=2, nodes=2, tensorboard=0)
+        config = FinetuneConfig(**keys, threads=3, gpu=2, tensorboard=True, checkpointing=True)
+        job = SimpleNamespace(processes=2, nodes=2, tensorboard=0, checkpointing=0)
         again = FinetuneConfig.from_recipe(config.recipe(), 1, job)
         assert (again.recipe(), again.frozen) == (config.recipe(), config.frozen)
         assert (again.threads, again.tensorboard, again.gpu, again.nodes) == (1, False, 2, 2)
+        assert not again.checkpointing
         assert config.recipe() == FinetuneConfig(**keys).recipe()
 
 
@@ -257,6 +259,7 @@ WRONG = [
     ({"gc": refiner("grabcut", None)}, {"compare__refine": {"gc": ["mask"]}},
      ("refiners.gc.finetune", "nothing to train", "sam")),
     ({"new": refiner(weights=None)}, {}, ("refiners.new.weights", "missing")),
+    ({"new": refiner(checkpointing=True)}, {}, ("finetune.checkpointing", "nothing", "trains")),
     ({"new": refiner(scratch="tiny", train="full")}, {}, ("new.finetune.scratch", "tiny_sam.pth")),
     (
         {"new": refiner("ultrasam", None, scratch="tiny", train="full")},

@@ -312,7 +312,7 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path, monkeypatch, m
 @pytest.mark.parametrize("export", [export_encoder_onnx, export_decoder_onnx])
 def test_a_family_that_is_not_written_so_is_refused(tmp_path, export):
     weights = write_tiny_sam_unet(tmp_path / "sam_unet.pth")
-    with pytest.raises(ConfigError, match="SAM-UNet, whose networks are not written as ONNX"):
+    with pytest.raises(ConfigError, match="family sam_unet, whose networks are not written"):
         export(weights, "sam_unet", tmp_path / "net.onnx")
     assert not (tmp_path / "net.onnx").exists()
 

@@ -123,7 +123,7 @@ KINDS = {
     empty: r"is empty \(0 bytes\)\. Delete it and download it again",
     wrong_size: r"\d+ of another shape: .*1\.attn\.qkv\.weight \(192, 64\) instead of \(144, 48\)"
     r".*different sizes are mixed.*Use a whole checkpoint of",
-    medsam2: r"such as image_encoder\.trunk.* of a SAM 2 model \(MedSAM2 is one\).*Use a whole",
+    medsam2: r"such as image_encoder\.trunk.* of a SAM 2 model \(MedSAM2 is one\).*family: medsam2",
     sam_med2d: r"such as .*Adapter.* are those of SAM-Med2D, .*Use a whole checkpoint of",
 }
 

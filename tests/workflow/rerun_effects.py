@@ -12,12 +12,14 @@ SHOWN = frozenset({"record_study", "write_report"})
 """Where the whole configuration stands: they follow every key."""
 
 PICTURES = {"draw_overlays", *SHOWN}
+VOLUMES = {"write_volumes", "score_volumes", "summarise_volumes", "draw_volumes"}
+"""Of a dataset that holds whole volumes."""
 SUMMARY = {
     *("summarise_scores", "compare_methods", "measure_gap", "plot_scores", "write_tables"),
-    "summarise_zero_shot",
+    *("summarise_zero_shot", "summarise_volumes", "draw_volumes"),
     *PICTURES,
 }
-SCORES = {"score_masks", *SUMMARY}
+SCORES = {"score_masks", *VOLUMES, *SUMMARY}
 CALIBRATION = {"measure_calibration", "collect_calibration"}
 POINTS = {"analyse_points", "summarise_points", "plot_scores", "write_tables", *SHOWN}
 REFINED = {"refine_masks", *SCORES}
@@ -52,7 +54,7 @@ COARSE = {"train_coarse", "train_inner", *COARSE_PREDICTED, *JOINT}
 SPLITS = {"split_folds", "join_splits", "split_inner", "export_samed2d", *COARSE}
 PREPARED = {
     *("check_dataset", "prepare_dataset", "find_overlaps"),
-    *("simulate_failures", "draw_failures"),
+    *("simulate_failures", "draw_failures", "export_medsam2"),
     *SPLITS,
 }
 PHANTOM = {"write_phantom", *PREPARED}
@@ -60,6 +62,7 @@ PHANTOM = {"write_phantom", *PREPARED}
 APPLIED = {
     *("predict_coarse", "ensemble_masks", "ensemble_refined"),
     *("embed_images", "make_prompts", "refine_masks", "score_masks"),
+    *("write_volumes", "score_volumes"),
 }
 """What further cases or models of other data are new jobs of."""
 TRAINED = {"train_coarse", "train_refiner", "choose_threshold", "measure_calibration", *APPLIED}

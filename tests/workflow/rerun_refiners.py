@@ -222,9 +222,19 @@ FINETUNING = [
     *changes(
         "refiners.adapted.finetune.",
         {"embed_images", *FINETUNED},
-        {"box_shift": 5.0, "masks_per_image": 5},
+        {
+            "box_shift": 5.0,
+            "masks_per_image": 5,
+            "augment.rotate": 20.0,
+            "augment.scale": [0.9, 1.1],
+            "augment.brightness": 0.1,
+            "augment.contrast": 0.1,
+            "augment.noise": 0.05,
+            "augment.probability": 1.0,
+        },
         within=("adapted",),
     ),
+    *changes("refiners.adapted.finetune.", SHOWN, {"checkpointing": True}),
     *changes(
         "refiners.tuned.finetune.",
         REFINED,

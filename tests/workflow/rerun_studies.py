@@ -83,7 +83,7 @@ DEEP: dict[str, Any] = {
             "weights": "tiny.pth",
             "branch": "branch.pth",
             "jitter": {"copies": 2},
-            "finetune": {"data": "truth"},
+            "finetune": {"data": "truth", "augment": {"noise": 0.1}, "cache": "none"},
         },
     },
     "end_to_end": {
@@ -124,6 +124,12 @@ WIDE: dict[str, Any] = {
             "curation": "curation.yaml",
         },
         "bus": {"phantom": {}, "role": "unseen"},
+        "sweep": {
+            "phantom": {},
+            "layout": "volumes",
+            "role": "unseen",
+            "export": "medsam2",
+        },
     },
     "trainsets": {"both": ["busbra", "clinic"]},
     "splits": {"folds": 5, "run": [0, 1]},

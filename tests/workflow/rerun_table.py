@@ -26,6 +26,7 @@ from tests.workflow.rerun_effects import (
     SPLITS,
     SUMMARY,
     TRAINED,
+    VOLUMES,
     changes,
 )
 from tests.workflow.rerun_refiners import END_TO_END, FINETUNING, REFINERS
@@ -86,7 +87,7 @@ DATA = [
         "datasets.clinic.",
         SPLITS,
         {"official_test": True},
-        makes=APPLIED,
+        makes=APPLIED - VOLUMES,
         within=("clinic", "both"),
         study="wide",
     ),
@@ -97,20 +98,26 @@ DATA = [
         makes={"export_samed2d"},
         study="wide",
     ),
+    *changes(
+        "datasets.sweep.",
+        PHANTOM - {"split_folds"} | {"list_volumes"},
+        {"phantom.cases": 5},
+        within=("sweep", "both", "overlaps.csv", "unseen"),
+        study="wide",
+    ),
     # What images datasets share decides on the groups of unions, and on who tests unseen cases.
     *changes(
         "datasets.clinic.",
-        {"find_overlaps", "join_splits", *COARSE},
+        {"find_overlaps", "join_splits", "export_medsam2", *COARSE},
         {"shares_images_with": ["bus"]},
         within=("both", "overlaps.csv", "unseen"),
         study="wide",
     ),
     *changes(
         "datasets.bus.",
-        {"find_overlaps", "join_splits", *COARSE}
-        - {"embed_images", "ensemble_masks", "ensemble_refined", "summarise_zero_shot"},
+        {"find_overlaps", "join_splits", "export_medsam2", *COARSE},
         {"role": "train"},
-        makes={"split_folds", *TRAINED} - {"ensemble_masks", "ensemble_refined"},
+        makes={"split_folds", *TRAINED},
         within=("both", "overlaps.csv", "unseen"),
         study="wide",
     ),
@@ -129,7 +136,7 @@ DATA = [
     ),
     *changes("splits.", SPLITS, {"validation": 0.2, "seed": 1, "group": "image"}),
     *changes("splits.", SPLITS, {"folds": 4, "protocol": "seed", "seed": 1}, study="wide"),
-    *changes("splits.", SPLITS, {"holdout": 0.2}, makes=APPLIED, study="wide"),
+    *changes("splits.", SPLITS, {"holdout": 0.2}, makes=APPLIED - VOLUMES, study="wide"),
     # The models of other folds stay; what all folds decide together is decided again.
     *changes(
         "splits.",
@@ -158,9 +165,9 @@ COMPARED = [
     ),
     *changes(
         "compare.",
-        SUMMARY | {"collect_calibration"},
+        SUMMARY - VOLUMES | {"collect_calibration"},
         {"cross": True},
-        makes={"measure_calibration", *APPLIED},
+        makes={"measure_calibration", *APPLIED} - VOLUMES,
         study="wide",
     ),
     *changes("compare.", SUMMARY, {"ensembles": ["mean"]}, study="wide"),

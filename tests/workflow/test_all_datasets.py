@@ -26,6 +26,7 @@ STUDY = changed(
 )
 STUDY["datasets"]["udiat"]["shares_images_with"] = ["bus"]
 STUDY["datasets"]["bus_uclm"]["phantom"]["cases"] = 20  # several frames a patient
+STUDY["datasets"]["volumes"]["phantom"]["cases"] = 6  # 12 slices each
 
 
 def rows(path):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.workflow.planner import Planner, pretend_to_run
-from tests.workflow.rerun_effects import SHOWN
+from tests.workflow.rerun_effects import SHOWN, VOLUMES
 from tests.workflow.rerun_studies import DEEP, WIDE, write_files
 from tests.workflow.rerun_table import TABLE
 from tests.workflow.study import ROOT, planned, run_snakemake
@@ -85,6 +85,18 @@ def test_every_rule_is_in_a_study(finished):
     listed = deep.planner.run(deep.folder, "--list-rules").splitlines()
     rules = {line for line in listed if line.isidentifier()}
     assert rules - deep.unchanged.rules - wide.unchanged.rules == NEVER_AGAIN
+
+
+def test_only_datasets_of_volumes_have_jobs_of_volumes(finished):
+    deep, wide = finished.values()
+    rules = VOLUMES | {"list_volumes", "export_medsam2"}
+    assert not deep.unchanged.rules & rules
+    made = [out for out in wide.unchanged.outputs if out.rule in rules]
+    assert {out.rule for out in made} == rules
+    assert {out.path.split("/")[2] for out in made} == {"sweep", "report"}
+    images = [out.path for out in deep.unchanged.outputs + wide.unchanged.outputs]
+    images = [path for path in images if not re.match("results/wide/(sweep|report)/", path)]
+    assert not [path for path in images if "volume" in path]
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -19,4 +19,5 @@ with job(snakemake):
         device=snakemake.params.device,
         card=snakemake.input.get("card") or None,
         protocol=snakemake.params.protocol,
+        slices=snakemake.input.get("slices") or None,
     )

@@ -13,6 +13,7 @@ with job(snakemake):
         overlaps=snakemake.input.overlaps,
         points=snakemake.input.get("points"),
         zero_shot=snakemake.input.get("zero_shot"),
+        volumes=snakemake.input.get("volumes"),
         reference=snakemake.params.reference,
         output=snakemake.output.tables,
     )

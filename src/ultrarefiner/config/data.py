@@ -12,7 +12,9 @@ from ultrarefiner.config.base import NAME, Section
 class PhantomConfig(Section):
     """Synthetic ultrasound, written in the layout of the dataset, instead of real files."""
 
-    cases: int = Field(48, ge=4, description="Images with a lesion.")
+    cases: int = Field(
+        48, ge=4, description="Images with a lesion; of `volumes` volumes of 12 slices."
+    )
     size: int = Field(
         192, ge=48, le=1024, description="Typical image height in pixels (stu: always 128)."
     )
@@ -33,7 +35,7 @@ class DatasetConfig(Section):
         None, description="Layout of the folder; the dataset's own name when absent."
     )
     options: dict[str, Any] = Field(
-        default_factory=dict, description="The layout's own keys (abus, pairs, coco, samed2d, ...)."
+        default_factory=dict, description="The layout's own keys (volumes, abus, pairs, coco, ...)."
     )
     role: Literal["train", "unseen"] = Field(
         "train", description="`unseen`: no model trains on it; models of other datasets are tested."
@@ -47,7 +49,9 @@ class DatasetConfig(Section):
         "column `split`) instead of a share. Default: where the layout always has one (abus).",
     )
     include_empty: bool = Field(
-        False, description="Keep images without a lesion (BUSI normal/, blank masks)."
+        False,
+        description="Keep images without a lesion (BUSI normal/, blank masks). Slices of whole "
+        "volumes are kept without it.",
     )
     curation: str | None = Field(
         None,
@@ -60,10 +64,11 @@ class DatasetConfig(Section):
         "equal images in two datasets are an error; with it they are kept apart: none is tested "
         "by a model that trained on its copy.",
     )
-    export: Literal["samed2d"] | None = Field(
+    export: Literal["samed2d", "medsam2"] | None = Field(
         None,
         description="`samed2d`: write the folds to run, or all cases of role `unseen`, as "
-        "SA-Med2D folders too, for other tools.",
+        "SA-Med2D folders too, for other tools. `medsam2`: as npz files of whole volumes, for "
+        "MedSAM2's own training.",
     )
     modality: str | None = Field(
         None,

@@ -13,6 +13,7 @@ from ultrarefiner.config.refiner_sections import (
     BoxNoiseConfig,
     CrossFitConfig,
     LoraConfig,
+    RefinerAugmentConfig,
     RefinerLossConfig,
     SimulationConfig,
 )
@@ -85,6 +86,13 @@ class FinetuneConfig(Section):
         description="Masks of an image in each step, which share the encoder's pass: different ones "
         "where cases are masks of one image (samed2d, `masks: each`), else one with as many prompts.",
     )
+    clip: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Slices of a sample: the first is prompted, and the memory, which trains then, "
+        "has to follow the lesion through the others, up or down. Family medsam2, volumes.",
+    )
     crop: CropConfig | None = Field(
         None, description="Train in crops around the coarse mask, as prompt modes with `crop`."
     )
@@ -107,6 +115,9 @@ class FinetuneConfig(Section):
     loss: RefinerLossConfig = Field(RefinerLossConfig(), description="Loss weights.")
     hflip: float = Field(
         0.5, ge=0.0, le=1.0, description="Probability of a left-right flip of image and mask."
+    )
+    augment: RefinerAugmentConfig | None = Field(
+        None, description="Further changes of training pictures; needs `cache: none`."
     )
     epochs: int = Field(50, ge=1, description="Passes over the training cases.")
     batch_size: int = Field(4, ge=1, description="Cases in a step.")
@@ -138,6 +149,11 @@ class FinetuneConfig(Section):
         "float16",
         description="How what the frozen part of the encoder gives is kept on the shelf; `none`: "
         "it is computed in every step.",
+    )
+    checkpointing: bool = Field(
+        False,
+        description="Compute the encoder's blocks again in the backward pass: less memory, more "
+        "time, the same numbers.",
     )
     threads: int = Field(4, ge=1, description="CPU threads of a training job.")
     gpu: int = Field(
@@ -190,7 +206,7 @@ class FinetuneConfig(Section):
 
         Left out: how fast and how loudly it runs, and sections without effect on this kind of data.
         """
-        idle = {"threads", "gpu", "nodes", "tensorboard", "train", "freeze"}
+        idle = {"threads", "gpu", "nodes", "tensorboard", "checkpointing", "train", "freeze"}
         idle |= idle_schedule_keys(self)
         if not self.simulates:
             idle |= {"simulation", "validation_copies"}
@@ -205,6 +221,10 @@ class FinetuneConfig(Section):
             del kept["box_shift"]
         if self.masks_per_image == 1:
             del kept["masks_per_image"]
+        if self.clip == 1:
+            del kept["clip"]
+        if self.augment is None:
+            del kept["augment"]
         return kept | {"prompts": self.kinds, "frozen": list(self.frozen)}
 
     @classmethod
@@ -214,11 +234,13 @@ class FinetuneConfig(Section):
         Args:
             recipe: As ``recipe`` gives it.
             threads: CPU threads.
-            resources: What the job has: `processes`, `nodes`, and whether to write `tensorboard`.
+            resources: What the job has: `processes`, `nodes`, and whether to write `tensorboard`
+                and to save memory by `checkpointing`.
         """
         values = dict(recipe)
-        frozen = values.pop("frozen")
-        return cls(freeze=frozen, threads=threads, **of_job(resources), **values)
+        frozen, saves = values.pop("frozen"), bool(resources.checkpointing)
+        job = of_job(resources) | {"checkpointing": saves, "threads": threads}
+        return cls(freeze=frozen, **job, **values)
 
     @model_validator(mode="after")
     def _keys_fit_each_other(self) -> FinetuneConfig:
@@ -264,6 +286,21 @@ class FinetuneConfig(Section):
             raise ValueError(
                 "masks_per_image: several masks can share a picture of data truth, or simulated "
                 "without `copies`, and without `crop`; set that, or masks_per_image: 1"
+            )
+        if self.augment and self.cache != "none":
+            raise ValueError(
+                f"augment: changes pictures in every epoch, so that cache: {self.cache} could keep "
+                "nothing of them; set `cache: none`"
+            )
+        if self.augment and self.data == "crops":
+            raise ValueError(
+                "augment: crops come with boxes, which cannot be turned; remove it, or train on "
+                "other data with `crop`"
+            )
+        if self.clip > 1 and (self.crop or self.masks_per_image > 1 or self.data == "crops"):
+            raise ValueError(
+                "clip: slices are followed as a whole, with one prompt; remove `crop` and "
+                "`masks_per_image`, and take other data than crops"
             )
         if self.crop and self.simulates and self.copies is None:
             raise ValueError(

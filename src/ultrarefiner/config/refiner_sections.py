@@ -61,6 +61,39 @@ class BoxNoiseConfig(Section):
         return _sums_to_one(self, "box_noise")
 
 
+class RefinerAugmentConfig(Section):
+    """Random changes of training pictures, with truth and coarse mask alike."""
+
+    rotate: float = Field(15.0, ge=0.0, le=180.0, description="Largest rotation in degrees.")
+    scale: tuple[float, float] = Field((0.8, 1.2), description="Range of the change of size.")
+    brightness: float = Field(
+        0.2, ge=0.0, le=1.0, description="Largest change of all values, as a share of white."
+    )
+    contrast: float = Field(
+        0.2, ge=0.0, lt=1.0, description="Largest change of distances from middle grey, a share."
+    )
+    noise: float = Field(
+        0.05, ge=0.0, le=1.0, description="Largest deviation of normal noise, as a share of white."
+    )
+    probability: float = Field(
+        0.5, gt=0.0, le=1.0, description="Probability of each of these, drawn by itself."
+    )
+
+    @field_validator("scale")
+    @classmethod
+    def _a_range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0.1 <= value[0] <= value[1] <= 10:
+            raise ValueError(f"scale {list(value)} is no range within 0.1 to 10")
+        return value
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> RefinerAugmentConfig:
+        changes = self.rotate or self.brightness or self.contrast or self.noise
+        if not changes and self.scale == (1.0, 1.0):
+            raise ValueError("augment: every change is 0, so nothing changes; remove the section")
+        return self
+
+
 class LoraConfig(Section):
     """Low-rank additions to frozen linear layers, merged into them at the end."""
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ultrarefiner.config import Section
 from ultrarefiner.datasets.base import (
@@ -64,6 +65,11 @@ class AbusOptions(Section):
     reformatted: bool = Field(
         False, description="Allow an axis that is not the one of the sweep (coronal slices)."
     )
+    slices: Literal["largest", "all"] = Field(
+        "largest",
+        description="`largest`: a case is the slice with the largest lesion area, and its "
+        "`neighbors`; `all`: every slice is one, so that volumes are whole and can be scored in 3D.",
+    )
     neighbors: int = Field(
         0, ge=0, le=50, description="Further slices on each side of the largest lesion area."
     )
@@ -84,6 +90,12 @@ class AbusOptions(Section):
         if value is not None and min(value) <= 0.0:
             raise ValueError("must be three positive numbers")
         return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> AbusOptions:
+        if self.slices == "all" and self.neighbors:
+            raise ValueError("neighbors has no effect beside slices: all; remove it")
+        return self
 
     @field_validator("percentiles")
     @classmethod
@@ -118,7 +130,7 @@ def list_abus(root: Path, options: AbusOptions) -> Listing:
     listing = Listing(folder)
     exams = _list_exams(listing)
     headers = _check_headers(listing, exams, options)
-    shelf = VolumeShelf(options.percentiles, keep=4)
+    shelf = VolumeShelf(partial(read_volume, percentiles=options.percentiles), keep=4)
     reader = _slice_reader(shelf)
     usable = [exam for exam in exams if exam in headers]
     slices = map_cases(lambda exam: _choose_slices(exam, options), usable)
@@ -142,6 +154,7 @@ def list_abus(root: Path, options: AbusOptions) -> Listing:
                 split=exam.split,
                 part=name_slice(options.axis, index),
                 reader=reader,
+                whole=options.slices == "all",
             )
             for suffix, index in chosen.items()
         ]
@@ -321,6 +334,8 @@ def _choose_slices(exam: _Exam, options: AbusOptions) -> dict[str, int]:
     Each mask is read here and forgotten, so that one volume for each thread is in memory.
     """
     areas = read_volume(exam.mask).lesion_areas(options.axis)
+    if options.slices == "all":
+        return {f"slice_{index:03d}": index for index in range(len(areas))}
     if not areas.any():
         return {"mid": len(areas) // 2}
     largest = int(np.argmax(areas))
@@ -354,4 +369,5 @@ ROW = DatasetRow(
     "3D breast ultrasound: the TDSC-ABUS challenge (2025). arXiv:2501.15588",
     official_test=True,
     options=AbusOptions,
+    whole_volumes=lambda options: options.slices == "all",
 )

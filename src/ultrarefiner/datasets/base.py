@@ -88,6 +88,7 @@ class Case:
         reader: How the files are decoded; None for plain image files with 0/255 masks.
         shares_image: Whether each mask of the image is a case of its own: its pixels then come
             several times, on purpose.
+        whole: Whether it is one of all slices of a volume, which are kept without a lesion too.
     """
 
     id: str
@@ -100,6 +101,7 @@ class Case:
     part: str | None = None
     reader: Reader | None = None
     shares_image: bool = False
+    whole: bool = False
 
     @property
     def picture(self) -> str:
@@ -145,6 +147,8 @@ class DatasetRow:
         published_folds: Numbers of folds of the partitions that come with it.
         official_test: Whether it comes with a test part that nobody trains on.
         options: Keys that `datasets.NAME.options` takes, with defaults; None: the row takes none.
+        whole_volumes: Tells by the options whether the cases are all slices of whole volumes; None:
+            never.
     """
 
     title: str
@@ -157,6 +161,7 @@ class DatasetRow:
     published_folds: tuple[int, ...] = ()
     official_test: bool = False
     options: type[Section] | None = None
+    whole_volumes: Callable[[Any], bool] | None = None
 
     def parse_options(self, values: Mapping[str, Any]) -> Section | None:
         """Check a row's own keys.

@@ -150,7 +150,8 @@ def examine_dataset(
         *curation_warnings(decisions, curation),
         *unexpected_files(layout, listing),
     ]
-    left_out = [item for item in findings if item.empty is not None and not include_empty]
+    missed = [] if include_empty else [item for item in findings if not item.case.whole]
+    left_out = [item for item in missed if item.empty is not None]
     if not errors and len(left_out) == len(findings):
         errors.append(
             f"{root}: no image with a lesion is in it; set include_empty: true to keep images "

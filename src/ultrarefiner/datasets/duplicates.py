@@ -17,6 +17,8 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from ultrarefiner.datasets.base import Case
+
 NO_STRUCTURE = 0
 """Hash of an image without low-frequency structure: it resembles nothing, by definition."""
 
@@ -40,6 +42,17 @@ def pixel_sha256(image: np.ndarray) -> str:
     digest = hashlib.sha256(f"{image.shape} {image.dtype}\n".encode())
     digest.update(np.ascontiguousarray(image).tobytes())
     return digest.hexdigest()
+
+
+def case_sha256(image: np.ndarray, case: Case) -> str:
+    """Return `pixel_sha256` of a case's image, or one that no other case has.
+
+    The latter where the image is one slice of a whole volume and has one value all over: black
+    slices at the ends of two volumes are no sign that the two are the same.
+    """
+    if case.whole and image.min() == image.max():
+        return hashlib.sha256(f"flat slice {case.id}".encode()).hexdigest()
+    return pixel_sha256(image)
 
 
 def perceptual_hash(image: np.ndarray) -> int:

@@ -10,7 +10,12 @@ from pathlib import Path
 
 from ultrarefiner.datasets.base import NO_LESION, Case, Listing, shorten
 from ultrarefiner.datasets.curation import Decisions
-from ultrarefiner.datasets.duplicates import cluster_duplicates, perceptual_hash, pixel_sha256
+from ultrarefiner.datasets.duplicates import (
+    case_sha256,
+    cluster_duplicates,
+    perceptual_hash,
+    pixel_sha256,
+)
 from ultrarefiner.datasets.quality import Quality, assess_quality
 from ultrarefiner.datasets.reading import load_case, why_empty
 
@@ -33,7 +38,7 @@ class Finding:
         size: (height, width).
         modes: What the file of the image held, and that of each mask.
         notes: What differs from a plain pair of files.
-        sha256: Of the decoded pixels.
+        sha256: Of the decoded pixels; see `case_sha256`.
         label_sha256: Of the mask.
         appearance: Perceptual hash.
         deepest: Largest value of a file deeper than 8 bits.
@@ -71,7 +76,7 @@ def examine_case(case: Case) -> Finding:
         size=pixels.label.shape,
         modes=pixels.modes,
         notes=pixels.notes,
-        sha256=pixel_sha256(pixels.image),
+        sha256=case_sha256(pixels.image, case),
         label_sha256=pixel_sha256(pixels.label),
         appearance=perceptual_hash(pixels.image),
         deepest=pixels.deepest,
@@ -137,7 +142,7 @@ def mask_warnings(findings: list[Finding], include_empty: bool) -> list[str]:
         image = item.case.image
         if item.case.shares_image and item.case.masks:
             image = f"{image} ({item.case.masks[0].name})"
-        if item.empty == "blank mask":
+        if item.empty == "blank mask" and not item.case.whole:
             lines.append(f"{image}: its mask is blank; the image {fate}; check the mask")
         if item.case.label == NO_LESION and item.lesion_share > 0:
             lines.append(f"{image}: is labelled {NO_LESION} but its mask has a lesion; check both")
@@ -146,6 +151,10 @@ def mask_warnings(findings: list[Finding], include_empty: bool) -> list[str]:
                 f"{image}: the lesion fills {item.lesion_share:.0%} of the image; check whether "
                 "the mask is inverted"
             )
+    lines += [
+        f"{path}: its labels are blank in all slices; the volume is kept without a lesion; check them"
+        for path in _blank_volumes(findings)
+    ]
     resized = [item.case.image.name for item in findings if has_note(item, "mask resized")]
     if resized:
         lines.append(
@@ -159,6 +168,15 @@ def mask_warnings(findings: list[Finding], include_empty: bool) -> list[str]:
             f"one pixel: {shorten(small)}; check that they are not stray pixels of the mask"
         )
     return lines
+
+
+def _blank_volumes(findings: list[Finding]) -> list[Path]:
+    """Return the volumes of which all slices are cases, and none shows a lesion."""
+    shown: dict[Path, bool] = {}
+    for item in findings:
+        if item.case.whole:
+            shown[item.case.image] = shown.get(item.case.image, False) or item.empty is None
+    return sorted(path for path, lesion in shown.items() if not lesion)
 
 
 def depth_warnings(findings: list[Finding]) -> list[str]:
@@ -242,7 +260,10 @@ def _of_each_image(
 
 
 def near_duplicates(findings: list[Finding]) -> list[list[str]]:
-    """Return the file names of look-alikes, beyond the sets whose pixels are all equal."""
+    """Return the file names of look-alikes, beyond the sets whose pixels are all equal.
+
+    That slices of one volume look alike goes without saying.
+    """
     clusters = cluster_duplicates(
         [item.case.id for item in findings],
         [item.sha256 for item in findings],
@@ -252,10 +273,16 @@ def near_duplicates(findings: list[Finding]) -> list[list[str]]:
     for item in findings:
         members.setdefault(clusters[item.case.id], []).append(item)
     return [
-        [item.case.image.name for item in one_of_each_image(same)]
+        list(dict.fromkeys(item.case.image.name for item in one_of_each_image(same)))
+        if same[0].case.whole
+        else [item.case.image.name for item in one_of_each_image(same)]
         for _, same in sorted(members.items())
-        if len({item.sha256 for item in same}) > 1
+        if len({item.sha256 for item in same}) > 1 and not _one_volume(same)
     ]
+
+
+def _one_volume(same: list[Finding]) -> bool:
+    return all(item.case.whole for item in same) and len({item.case.image for item in same}) == 1
 
 
 def fold_warnings(listing: Listing) -> list[str]:

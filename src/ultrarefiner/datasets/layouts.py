@@ -25,6 +25,7 @@ from ultrarefiner.datasets import (
     samed2d,
     stu,
     udiat,
+    unet_volumes,
 )
 from ultrarefiner.datasets.base import IMAGE_SUFFIXES, Case, DatasetRow, Listing, shorten, slug
 from ultrarefiner.datasets.reading import load_case, map_cases, why_empty
@@ -51,6 +52,7 @@ DATASETS: Registry[DatasetRow] = Registry(
         "samed2d": samed2d.ROW,
         "stu": stu.ROW,
         "udiat": udiat.ROW,
+        "volumes": unet_volumes.ROW,
     },
 )
 
@@ -148,7 +150,7 @@ def find_cases(
     for case, result in zip(cases, map_cases(empty, cases), strict=True):
         if isinstance(result, DatasetError):
             problems += result.problems
-        elif include_empty or not result:
+        elif include_empty or case.whole or not result:
             found.append(case)
     if problems:
         raise unusable(layout, root, problems)
@@ -168,7 +170,9 @@ def unexpected_files(layout: str, listing: Listing) -> list[str]:
 
 
 def unusable(layout: str, root: str | Path, problems: list[str]) -> DatasetError:
-    """Return the one error that lists all problems of a dataset."""
+    """Return the one error that lists all problems of a dataset, each once."""
+    # What is wrong with a volume comes with each of its slices.
+    lines = list(dict.fromkeys(problems))
     return DatasetError(
-        f"{root} cannot be used as {DATASETS[layout].title}; {len(problems)} to mend:", problems
+        f"{root} cannot be used as {DATASETS[layout].title}; {len(lines)} to mend:", lines
     )

@@ -7,7 +7,6 @@ slice alone, between their smallest and their largest, on demand within a window
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -31,6 +30,7 @@ from ultrarefiner.datasets.base import (
     shorten,
 )
 from ultrarefiner.datasets.reading import map_cases
+from ultrarefiner.datasets.volume_files import named_volumes, warn_of_turned
 from ultrarefiner.datasets.volumes import (
     VOLUME_SUFFIXES,
     Volume,
@@ -49,6 +49,7 @@ from ultrarefiner.errors import DatasetError
 _TITLE = "NIfTI volumes"
 _IMAGE, _MASK = "ct.nii.gz", "seg.nii.gz"
 _ENDS = " or ".join(VOLUME_SUFFIXES)
+_ENOUGH = 100 / 256**2
 
 
 def _file_name(text: str) -> str:
@@ -81,8 +82,13 @@ class NiftiOptions(Section):
     axis: Literal[0, 1, 2] = Field(
         2, description="Axis along which slices are cut, in the order of the files."
     )
+    slices: Literal["lesion", "all"] = Field(
+        "lesion",
+        description="`lesion`: a case is a slice that shows enough of it; `all`: every slice is one, "
+        "so that volumes are whole and can be scored in 3D.",
+    )
     min_foreground: float = Field(
-        100 / 256**2,
+        _ENOUGH,
         ge=0.0,
         lt=1.0,
         description="Share of a slice that the lesion covers at least; slices with less are left "
@@ -111,6 +117,8 @@ class NiftiOptions(Section):
             raise ValueError("image_suffix has no effect without images and masks; remove it")
         if self.image == self.mask or (self.images and self.images == self.masks):
             raise ValueError("volumes and masks cannot be the same files")
+        if self.slices == "all" and self.min_foreground != _ENOUGH:
+            raise ValueError("min_foreground has no effect beside slices: all; remove it")
         if self.window is not None and not self.window[0] < self.window[1]:
             raise ValueError("window: must be two ascending numbers")
         return self
@@ -167,6 +175,7 @@ def list_nifti(root: Path, options: NiftiOptions) -> Listing:
                 spacing=headers[pair].pixel_spacing(options.axis),
                 part=name_slice(options.axis, index),
                 reader=reader,
+                whole=options.slices == "all",
             )
             for index in chosen.kept
         ]
@@ -223,8 +232,9 @@ def _by_patient(listing: Listing, options: NiftiOptions) -> list[_Pair]:
 
 
 def _two_folders(listing: Listing, options: NiftiOptions) -> list[_Pair]:
-    images = dict(_volumes(listing, listing.folder / options.images, options.image_suffix))
-    masks = dict(_volumes(listing, listing.folder / options.masks, ""))
+    home = listing.folder
+    images = named_volumes(listing, home / options.images, options.image_suffix, VOLUME_SUFFIXES)
+    masks = named_volumes(listing, home / options.masks, "", VOLUME_SUFFIXES)
     for name in sorted(images.keys() - masks.keys()):
         wanted = str(listing.folder / options.masks / f"{name}.nii.gz")
         listing.problems.append(missing_mask(images[name], wanted))
@@ -233,24 +243,6 @@ def _two_folders(listing: Listing, options: NiftiOptions) -> list[_Pair]:
         listing.problems.append(missing_image(masks[name], str(wanted)))
     both = sorted(images.keys() & masks.keys())
     return [_Pair(name, images[name], masks[name]) for name in both]
-
-
-def _volumes(listing: Listing, folder: Path, suffix: str) -> Iterator[tuple[str, Path]]:
-    """Yield the volumes of a folder by their names without ending and suffix."""
-    seen: dict[str, Path] = {}
-    for entry in list_folder(folder):
-        end = next((end for end in VOLUME_SUFFIXES if entry.name.lower().endswith(end)), None)
-        stem = entry.name[: -len(end)] if end else ""
-        name = stem.removesuffix(suffix)
-        if not name or not stem.endswith(suffix) or not entry.is_file():
-            listing.unexpected.append(entry)
-        elif name in seen:
-            listing.problems.append(
-                f"{seen[name]} and {entry} have one name; move the one not meant away"
-            )
-        else:
-            seen[name] = entry
-            yield name, entry
 
 
 def _check_headers(
@@ -279,19 +271,7 @@ def _check_headers(
             f"{listing.folder}: {len(resampled)} masks have another spacing in their header than "
             f"their volume: {shorten(resampled)}; that of the volume is used, check one by eye"
         )
-    known = [header.directions for header in found.values() if header.spacing is not None]
-    if len(set(known)) > 1:
-        usual = max(sorted(set(known)), key=known.count)
-        turned = [
-            pair.patient
-            for pair, header in found.items()
-            if header.spacing is not None and header.directions != usual
-        ]
-        listing.warnings.append(
-            f"{listing.folder}: the axes of {len(turned)} volumes run along other directions than "
-            f"the usual {', '.join(usual)}: {shorten(turned)}; their slices are turned, mirrored or "
-            "cut another way: bring all volumes into one orientation"
-        )
+    warn_of_turned(listing, {pair.patient: header for pair, header in found.items()})
     return found
 
 
@@ -314,7 +294,7 @@ def _choose(pair: _Pair, options: NiftiOptions) -> _Slices:
     except DatasetError as error:
         raise DatasetError(f"{error}, or name the lesion's values in options.lesion") from None
     shares = areas * (len(areas) / mask.array.size)
-    kept = shares >= options.min_foreground
+    kept = shares >= (0.0 if options.slices == "all" else options.min_foreground)
     left = areas[~kept]
     return _Slices(
         tuple(np.flatnonzero(kept).tolist()), int((left > 0).sum()), int((left == 0).sum())
@@ -371,4 +351,5 @@ ROW = DatasetRow(
     terms="those of your files",
     citation="the paper of your files, if there is one",
     options=NiftiOptions,
+    whole_volumes=lambda options: options.slices == "all",
 )

@@ -22,6 +22,7 @@ from ultrarefiner.datasets.phantoms.pairs import (
     write_udiat,
 )
 from ultrarefiner.datasets.phantoms.samed2d import write_samed2d
+from ultrarefiner.datasets.phantoms.unet_volumes import write_unet_volumes
 from ultrarefiner.datasets.phantoms.volumes import write_abus
 from ultrarefiner.errors import ConfigError, OutputError
 from ultrarefiner.io import atomic_directory, write_json
@@ -48,6 +49,7 @@ LAYOUTS: Registry[Layout] = Registry(
         "manifest": Layout("manifest.csv and files of many kinds", write_manifest),
         "samed2d": Layout("train/ and test/ with images/, masks/ and JSON tables", write_samed2d),
         "nifti": Layout("a folder for each patient with ct.nii.gz and seg.nii.gz", write_nifti),
+        "volumes": Layout("volumes/ and labels/ with NIfTI of equal names", write_unet_volumes),
     },
 )
 
@@ -64,7 +66,8 @@ def write_phantom(
         layout: Name in `LAYOUTS`.
         output: Folder to write; one with earlier phantoms, or an empty one, is replaced.
         cases: Images with a lesion; about two benign for each malignant one. Images without a
-            lesion, where the dataset has some, come on top.
+            lesion, where the dataset has some, come on top. Of `volumes` it is the number of
+            volumes, of 12 slices each.
         size: Typical image height in pixels; `stu` is 128 x 128 always, like the dataset.
         seed: Seed of everything.
         odd_cases: Include the odd files of the real datasets. All of them can be read.

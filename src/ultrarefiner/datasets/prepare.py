@@ -14,9 +14,9 @@ import numpy as np
 from ultrarefiner.datasets.base import Case, slug
 from ultrarefiner.datasets.curation import Decisions, decide, open_problems
 from ultrarefiner.datasets.duplicates import (
+    case_sha256,
     count_look_alikes,
     perceptual_hash,
-    pixel_sha256,
     similar_pairs,
 )
 from ultrarefiner.datasets.groups import join
@@ -69,9 +69,10 @@ def prepare_dataset(
         name: Name of the dataset in the study; begins the case ids.
         layout: Row of `DATASETS`.
         root: Folder of the dataset as downloaded; only read.
-        include_empty: Keep images without a lesion.
+        include_empty: Keep images without a lesion; those of whole volumes are always kept.
         cases: CSV to write, one row a case; columns `loader.COLUMNS`. `image` and `mask` are
-            relative to `root`, several masks joined by ";". `sha256` is of the decoded pixels.
+            relative to `root`, several masks joined by ";". `sha256` is of the decoded pixels; see
+            `case_sha256`.
             `group` joins what must not be parted: images of one patient or one file, equal pixels,
             and near-duplicates where the patient of one is not known. Sizes in `note` are
             height x width.
@@ -157,7 +158,7 @@ def _prepare_case(
     pixels = load_case(case)
     image, label = pixels.image, pixels.label
     height, width = label.shape
-    reason = None if include_empty else why_empty(case, pixels)
+    reason = None if include_empty or case.whole else why_empty(case, pixels)
     if reason is None:
         np.savez_compressed(
             npz / f"{case.id}.npz",
@@ -172,7 +173,7 @@ def _prepare_case(
         reason,
         height,
         width,
-        pixel_sha256(image),
+        case_sha256(image, case),
         perceptual_hash(image),
         pixels.notes,
         pixels.spacing,

@@ -15,6 +15,7 @@ import struct
 import threading
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,6 +75,11 @@ def parse_slice(part: str) -> tuple[int, int]:
     """Return the axis and the index of a name that `name_slice` made."""
     axis, index = _PART.fullmatch(part).groups()
     return int(axis), int(index)
+
+
+def is_slice(part: str) -> bool:
+    """Tell whether a name is one that `name_slice` made."""
+    return _PART.fullmatch(part) is not None
 
 
 def _reader(path: Path):  # noqa: ANN202 - a SimpleITK type, imported only where volumes are read
@@ -232,8 +238,7 @@ class Volume:
         low, high = self.scale
         if not np.isfinite([low, high]).all():
             raise DatasetError(f"{self.header.path}: holds values that are no numbers; mend them")
-        values = (self.cut(axis, index).astype(np.float64) - low) * (255.0 / max(high - low, 1e-12))
-        gray = np.rint(np.clip(values, 0.0, 255.0)).astype(np.uint8)
+        gray = to_gray(self.cut(axis, index), low, high)
         notes = (
             () if (low, high) == (0.0, 255.0) else (f"volume's {low:g} to {high:g} as 0 to 255",)
         )
@@ -276,6 +281,12 @@ class Volume:
         if nonzero == 0 or nonzero == np.count_nonzero(self.array == other):
             return None
         return f"beside 0 it holds several values from {low:g} to {high:g}"
+
+
+def to_gray(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return values as uint8, from `low` as 0 to `high` as 255."""
+    scaled = (values.astype(np.float64) - low) * (255.0 / max(high - low, 1e-12))
+    return np.rint(np.clip(scaled, 0.0, 255.0)).astype(np.uint8)
 
 
 def read_volume(path: Path, percentiles: tuple[float, float] = (0.0, 100.0)) -> Volume:
@@ -323,8 +334,8 @@ class VolumeShelf:
     A volume is read once however many threads ask for it, and again when its file has changed.
     """
 
-    def __init__(self, percentiles: tuple[float, float] = (0.0, 100.0), keep: int = 2) -> None:
-        self._percentiles = percentiles
+    def __init__(self, read: Callable[[Path], Volume] = read_volume, keep: int = 2) -> None:
+        self._read = read
         self._keep = keep
         self._lock = threading.Lock()
         self._volumes: OrderedDict[tuple[Path, int, int], Future[Volume]] = OrderedDict()
@@ -345,7 +356,7 @@ class VolumeShelf:
                     self._volumes.popitem(last=False)
         if mine:
             try:
-                future.set_result(read_volume(path, self._percentiles))
+                future.set_result(self._read(path))
             except BaseException as error:
                 # Whoever waits for it gets the same error; the next one reads again.
                 with self._lock:

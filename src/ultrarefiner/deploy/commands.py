@@ -23,7 +23,10 @@ Results = Annotated[Path, typer.Option(help="Results folder.")]
 def predict(
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE", help="PNG, JPEG, BMP, TIFF, DICOM, or folders."),
+        typer.Argument(
+            metavar="IMAGE",
+            help="PNG, JPEG, BMP, TIFF, DICOM; volumes: .nii.gz, .nii, .nrrd, .npy; or folders.",
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to fill.")],
     run: Run = None,
@@ -40,10 +43,18 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images seen together.")] = 8,
     overlays: Annotated[bool, typer.Option(help="Draw the outlines into the images.")] = True,
+    axis: Annotated[
+        str | None, typer.Option(help="Axes of volumes, HWD or DHW; default: as in training.")
+    ] = None,
+    axis_check: Annotated[
+        bool, typer.Option(help="Refuse volumes whose spacing or sizes speak against it.")
+    ] = True,
 ) -> None:
-    """Segment new images with a method of a finished run, or with an exported folder."""
+    """Segment new images or volumes with a method of a finished run, or of an exported folder."""
     from ultrarefiner.deploy.bundle import read_bundle
+    from ultrarefiner.deploy.inputs import find_inputs
     from ultrarefiner.deploy.predict import predict_images
+    from ultrarefiner.deploy.volumes import predict_volumes
 
     of_run = {"--run": run, "--method": method, "--trainset": trainset}
     if model is not None:
@@ -53,16 +64,22 @@ def predict(
         raise ConfigError("say which models: --run RUN --method METHOD, or --model FOLDER")
     else:
         bundle = _of_run(results, run, method, trainset, fold)
-    counts = predict_images(
-        bundle, images, output, device, threshold, batch_size, overlays, tell=_tell
-    )
+    found = find_inputs(images, without=output)
+    given = bundle, found, output, device, threshold, batch_size, overlays
+    if found.volumes:
+        counts = predict_volumes(*given, axis, axis_check, tell=_tell)
+    elif axis is not None or not axis_check:
+        raise ConfigError("--axis and --no-axis-check are about volumes, and these are images")
+    else:
+        counts = predict_images(*given, tell=_tell)
+    what = "volumes" if found.volumes else "images"
     kept = f", {counts.kept} kept from before" if counts.kept else ""
     failed = f", {counts.failed} failed" if counts.failed else ""
-    typer.echo(f"{counts.predicted} of {counts.images} images predicted{kept}{failed}: {output}")
+    typer.echo(f"{counts.predicted} of {counts.images} {what} predicted{kept}{failed}: {output}")
     for words, count in sorted(counts.warnings.items()):
         typer.echo(f"  {words}: {count}")
     if counts.failed:
-        _tell(f"{counts.failed} images have no mask; {output}/predictions.csv says why")
+        _tell(f"{counts.failed} {what} have no mask; {output}/predictions.csv says why")
         raise typer.Exit(1)
 
 

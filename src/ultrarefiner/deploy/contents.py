@@ -84,6 +84,18 @@ class RefinerPart(Section):
     prompt: PromptConfig
 
 
+class VolumeReading(Section):
+    """How slices are cut out of a volume and become grays.
+
+    Attributes:
+        layout: Row of ``DATASETS``: ``volumes``, ``abus`` or ``nifti``.
+        options: Those of its own keys that say so.
+    """
+
+    layout: str
+    options: dict[str, Any]
+
+
 class Bundle(Section):
     """A method ready to be applied to new images; JSON-ready.
 
@@ -103,6 +115,7 @@ class Bundle(Section):
         fallback_flips: As ``flips``, of that model.
         published: Rows of ``WEIGHTS`` that models are, or began from.
         datasets: Layout of each dataset of the trainset, by name.
+        volumes: How the volumes of the trainset are read, each way once; none: it has none.
         reported: Rows of the study's summary about the method on its own folds.
         preprocessing: In words and numbers, for programs of others.
         root: Where relative paths begin.
@@ -122,6 +135,7 @@ class Bundle(Section):
     fallback_flips: bool = False
     published: list[str] = Field(default_factory=list)
     datasets: dict[str, str] = Field(default_factory=dict)
+    volumes: list[VolumeReading] = Field(default_factory=list)
     reported: list[dict[str, str]] = Field(default_factory=list)
     preprocessing: dict[str, Any] = Field(default_factory=dict)
     root: Path = Field(Path(), exclude=True)
@@ -150,6 +164,11 @@ class Bundle(Section):
     def refines_each(self) -> bool:
         """Whether each member has a refiner of its own."""
         return any(member.refiner is not None for member in self.members)
+
+    @property
+    def propagates(self) -> bool:
+        """Whether its refiner follows lesions through volumes."""
+        return self.refiner is not None and self.refiner.options.get("propagate", "none") != "none"
 
     @property
     def joint(self) -> bool:

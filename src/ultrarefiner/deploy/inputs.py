@@ -1,4 +1,4 @@
-"""What a user wants predicted: image files and folders, each image with a name of its own."""
+"""What a user wants predicted: files and folders, each image or volume with a name of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,11 @@ import numpy as np
 from ultrarefiner.datasets.base import IMAGE_SUFFIXES, list_folder
 from ultrarefiner.datasets.dicom import DICOM_SUFFIXES, count_frames, is_dicom, read_dicom
 from ultrarefiner.datasets.reading import decode_image
+from ultrarefiner.datasets.volume_files import ENDS
 from ultrarefiner.errors import DatasetError, first_names
 
-_KINDS = "PNG, JPEG, BMP, TIFF or DICOM"
+_IMAGES = "PNG, JPEG, BMP, TIFF or DICOM"
+_VOLUMES = ", ".join(ENDS)
 _LONGEST = 180
 """Bytes of a name; file systems take 255, and more is added to it."""
 _BY_SUFFIX, _BY_FOLDER, _BY_PATH = 1, 2, 3
@@ -27,7 +29,7 @@ _BY_SUFFIX, _BY_FOLDER, _BY_PATH = 1, 2, 3
 
 @dataclass(frozen=True)
 class Item:
-    """An image to predict.
+    """An image or a volume to predict.
 
     Attributes:
         path: The file.
@@ -54,10 +56,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Found:
-    """The images that were found, sorted by path and frame, and the other files in the folders."""
+    """What was found, sorted by path and frame, and the other files in the folders.
+
+    Attributes:
+        items: The images or volumes.
+        others: The other files.
+        volumes: Whether the items are volumes.
+    """
 
     items: tuple[Item, ...]
     others: tuple[Path, ...]
+    volumes: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,35 +126,89 @@ def find_images(given: Sequence[str | Path], without: str | Path | None = None) 
         DatasetError: Something that was given does not exist, a folder cannot be read, or there is
             no image at all.
     """
+    return _found(given, *_gather(given, without), _is_image)
+
+
+def find_inputs(given: Sequence[str | Path], without: str | Path | None = None) -> Found:
+    """Find the images, or the volumes, in files and folders.
+
+    One call is about images or about volumes. A volume is known by its suffix; given by its own
+    name it says that volumes are meant. Folders hold volumes if they hold some and no image.
+
+    Args:
+        given: Files and folders.
+        without: As in ``find_images``.
+
+    Raises:
+        DatasetError: As ``find_images``; or images and volumes are given by their names.
+    """
+    named, inside = _gather(given, without)
+    apart = [
+        [one.path for one in named.values() if _is_volume(one.path) == is_one]
+        for is_one in (True, False)
+    ]
+    if all(apart):
+        raise DatasetError(
+            f"{first_names(apart[0])} are volumes ({_VOLUMES}), {first_names(apart[1])} are not; "
+            "predict images and volumes by two commands, into two folders"
+        )
+    images = apart[1] or any(_is_image(one.path) for one in inside.values())
+    volumes = apart[0] or any(_is_volume(one.path) for one in inside.values())
+    if apart[0] or (volumes and not images):
+        return _found(given, named, inside, _is_volume, volumes=True)
+    return _found(given, named, inside, _is_image)
+
+
+def _gather(
+    given: Sequence[str | Path], without: str | Path | None
+) -> tuple[dict[str, _File], dict[str, _File]]:
+    """Return by their full paths the files that were given by name, and those in folders."""
     paths = [Path(one) for one in given]
     if absent := [path for path in paths if not path.exists()]:
         raise DatasetError(f"{first_names(absent)}: no such file or folder; correct the path")
     closed = frozenset() if without is None else frozenset([Path(without).resolve()])
-    files: dict[str, _File] = {}
-    others: dict[str, Path] = {}
+    named: dict[str, _File] = {}
+    inside: dict[str, _File] = {}
     for path in paths:
-        base = path if path.is_dir() else path.parent
+        base, files = (path, inside) if path.is_dir() else (path.parent, named)
         for one in _walk(path, closed) if path.is_dir() else [path]:
-            key = os.path.normpath(one.absolute())
-            if path.is_dir() and not _is_image(one):
-                others[key] = one
-                continue
             file = _File(one, one.relative_to(base), base.absolute().name)
-            # A file that is given twice is one image: under its longest name, in any order.
-            files[key] = max(file, files.get(key, file), key=lambda one: one.rank)
+            _keep_longest(files, os.path.normpath(one.absolute()), file)
+    return named, inside
+
+
+def _keep_longest(files: dict[str, _File], key: str, file: _File) -> None:
+    # A file that is given twice is one image: under its longest name, in any order.
+    files[key] = max(file, files.get(key, file), key=lambda one: one.rank)
+
+
+def _found(
+    given: Sequence[str | Path],
+    named: Mapping[str, _File],
+    inside: Mapping[str, _File],
+    wanted: Callable[[Path], bool],
+    volumes: bool = False,
+) -> Found:
+    """Name the files that were given by name, and those in folders that are wanted."""
+    files, others = dict(named), {}
+    for key, file in inside.items():
+        if wanted(file.path):
+            _keep_longest(files, key, file)
+        else:
+            others[key] = file.path
     rest = tuple(others[key] for key in sorted(others.keys() - files.keys()))
     if not files:
-        named = f" Other files are there: {first_names(rest)}." if rest else ""
+        there = f" Other files are there: {first_names(rest)}." if rest else ""
         raise DatasetError(
-            f"there is no image ({_KINDS}) in {first_names(paths)}.{named} Name image files, or a "
-            "folder that holds some."
+            f"there is no image ({_IMAGES}) in {first_names(list(map(Path, given)))}.{there} Name "
+            "image files, or a folder that holds some."
         )
     images = [image for key in sorted(files) for image in _images(files[key])]
     items = [
         Item(image.file.path, image.frame, name, image.error)
         for image, name in zip(images, _names(images), strict=True)
     ]
-    return Found(tuple(items), rest)
+    return Found(tuple(items), rest, volumes)
 
 
 def _walk(folder: Path, closed: frozenset[Path]) -> Iterator[Path]:
@@ -162,6 +225,14 @@ def _walk(folder: Path, closed: frozenset[Path]) -> Iterator[Path]:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES or (path.is_file() and is_dicom(path))
+
+
+def _is_volume(path: Path) -> bool:
+    return _end(path) is not None
+
+
+def _end(path: Path) -> str | None:
+    return next((end for end in ENDS if path.name.lower().endswith(end)), None)
 
 
 def _images(file: _File) -> list[_Image]:
@@ -200,6 +271,8 @@ def _name(image: _Image, level: int) -> str:
         parts[-1] = parts[-1].replace(".", "_")
     elif file.relative.suffix.lower() in (*IMAGE_SUFFIXES, *DICOM_SUFFIXES):
         parts[-1] = file.relative.stem
+    elif (end := _end(file.relative)) is not None:
+        parts[-1] = parts[-1][: -len(end)]
     if level >= _BY_FOLDER:
         parts.insert(0, file.folder)
     text = _text("_".join(part.replace("\\", "_") for part in parts))

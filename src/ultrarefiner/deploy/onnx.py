@@ -371,9 +371,9 @@ def _sam_networks(files: Sequence[_SamFile], made: Path) -> list[Network]:
 
 
 def _load_sam(path: Path, family: str) -> Sam:
-    if family == "sam_unet":
+    if family in ("sam_unet", "medsam2"):
         raise ConfigError(
-            f"{path} is a SAM-UNet, whose networks are not written as ONNX; use `ultrarefiner "
+            f"{path} is of family {family}, whose networks are not written as ONNX; use `ultrarefiner "
             "predict`, or `ultrarefiner export` for a plain checkpoint"
         )
     return load_sam(path, family)

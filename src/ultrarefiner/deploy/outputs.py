@@ -36,7 +36,7 @@ COLUMNS = [
 
 
 class Output:
-    """A folder of predictions by one method.
+    """A folder of predictions of images by one method.
 
     Args:
         folder: The folder; made if it is not there.
@@ -44,10 +44,15 @@ class Output:
         items: The images that are to be predicted.
         overlays: Whether overlays are drawn.
 
+    Attributes:
+        columns: Those of its table.
+
     Raises:
         OutputError: The folder is not empty and does not hold predictions by this method of some of
             these images.
     """
+
+    columns = COLUMNS
 
     def __init__(
         self, folder: str | Path, fingerprint: str, items: Sequence[Item], overlays: bool
@@ -70,7 +75,8 @@ class Output:
             method = about.get("method", "another") if isinstance(about, dict) else "another"
             raise OutputError(
                 f"{folder} holds predictions by another model or with another threshold (method "
-                f"{method}), which stay as they are. {cure}"
+                f"{method}), or of volumes that were read in another way; they stay as they are. "
+                f"{cure}"
             )
         known = {path.stem: read_json(path) for path in sorted((folder / _RECORDS).glob("*.json"))}
         if foreign := sorted(known.keys() - names):
@@ -105,11 +111,13 @@ class Output:
                     "with --output."
                 )
             return None
-        whole = all((self.folder / one / f"{item.name}.png").is_file() for one in self._pictures())
+        whole = all(path.is_file() for path in self.files(item.name, self._overlays))
         return record["row"] | {"file": item.file} if whole else None
 
-    def _pictures(self) -> list[str]:
-        return [MASKS, PROBABILITIES, *([OVERLAYS] if self._overlays else [])]
+    def files(self, name: str, overlays: bool = True) -> list[Path]:
+        """Return the files of an item."""
+        folders = [MASKS, PROBABILITIES, *([OVERLAYS] if overlays else [])]
+        return [self.folder / folder / f"{name}.png" for folder in folders]
 
     def write(
         self,
@@ -133,26 +141,29 @@ class Output:
         Raises:
             OutputError: They cannot be written.
         """
-        name = f"{item.name}.png"
         # Gone first: pictures of two versions of a file must not pass for one.
         self.forget(item)
-        images.write_mask(self.folder / MASKS / name, predicted.mask)
-        images.write_probability(self.folder / PROBABILITIES / name, predicted.probability)
+        mask, probability, overlay = self.files(item.name)
+        images.write_mask(mask, predicted.mask)
+        images.write_probability(probability, predicted.probability)
         if self._overlays:
-            picture = draw_overlay(image, _outlines(predicted, labels))
-            images.write_png(self.folder / OVERLAYS / name, picture)
+            images.write_png(overlay, outlined(image, predicted.mask, predicted.coarse, labels))
+        self.record(item, digest, row)
+
+    def record(self, item: Item, digest: str, row: dict[str, Any]) -> None:
+        """Write that an item is finished."""
         record = {"path": item.place, "sha256": digest, "row": row}
         write_json(self.folder / _RECORDS / f"{item.name}.json", record)
 
     def forget(self, item: Item) -> None:
-        """Remove what there is of an image."""
+        """Remove what there is of an item."""
         (self.folder / _RECORDS / f"{item.name}.json").unlink(missing_ok=True)
-        for one in (MASKS, PROBABILITIES, OVERLAYS):
-            (self.folder / one / f"{item.name}.png").unlink(missing_ok=True)
+        for path in self.files(item.name):
+            path.unlink(missing_ok=True)
 
     def finish(self, rows: Sequence[dict[str, Any]], about: Mapping[str, Any]) -> None:
         """Write the table, and that all is done."""
-        write_rows(self.folder / TABLE, COLUMNS, rows)
+        write_rows(self.folder / TABLE, self.columns, rows)
         write_json(self.folder / ABOUT, self._about(about, finished=True))
 
     def _about(self, about: Mapping[str, Any], finished: bool) -> dict[str, Any]:
@@ -165,13 +176,21 @@ class Output:
         }
 
 
-def _outlines(predicted: Predicted, labels: tuple[str, str]) -> list[Outlined]:
-    if predicted.coarse is None:
-        return [Outlined(labels[1], COARSE_COLOUR, predicted.mask)]
-    return [
-        Outlined(labels[0], COARSE_COLOUR, predicted.coarse),
-        Outlined(labels[1], REFINED_COLOUR, predicted.mask),
-    ]
+def outlined(
+    image: np.ndarray, mask: np.ndarray, coarse: np.ndarray | None, labels: tuple[str, str]
+) -> np.ndarray:
+    """Return an image with the outlines of its masks, uint8 (H, W, 3) RGB.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        mask: bool (H, W).
+        coarse: The mask before refining; None where nothing was refined.
+        labels: What that is called, and the method.
+    """
+    if coarse is None:
+        return draw_overlay(image, [Outlined(labels[1], COARSE_COLOUR, mask)])
+    before = Outlined(labels[0], COARSE_COLOUR, coarse)
+    return draw_overlay(image, [before, Outlined(labels[1], REFINED_COLOUR, mask)])
 
 
 def table_row(
@@ -195,24 +214,28 @@ def table_row(
         "height": mask.shape[0],
         "width": mask.shape[1],
         "lesion_px": lesion,
-        "lesion_mm2": _number(None if spacing is None else lesion * spacing[0] * spacing[1]),
+        "lesion_mm2": number(None if spacing is None else lesion * spacing[0] * spacing[1]),
         "components": count_components(mask),
-        "probability_mean": _number(mean),
-        "score": _number(predicted.score),
-        "agreement": _number(predicted.agreement),
-        "coarse_iou": _number(predicted.coarse_iou),
+        "probability_mean": number(mean),
+        "score": number(predicted.score),
+        "agreement": number(predicted.agreement),
+        "coarse_iou": number(predicted.coarse_iou),
         "warnings": "; ".join(predicted.warnings),
         "note": note,
         "error": "",
     }
 
 
-def error_row(item: Item, error: UltraRefinerError) -> dict[str, Any]:
-    """Return the row of an image that could not be predicted."""
+def error_row(
+    item: Item, error: UltraRefinerError, columns: Sequence[str] = COLUMNS
+) -> dict[str, Any]:
+    """Return the row of an image, or of what has other columns, that could not be predicted."""
     said = " ".join(str(error).split())
-    known = {"file": item.file, "name": item.name, "error": said}
-    return dict.fromkeys(COLUMNS, "") | known | {"frame": "" if item.frame is None else item.frame}
+    frame = "" if item.frame is None else item.frame
+    known = {"file": item.file, "frame": frame, "name": item.name, "error": said}
+    return {column: known.get(column, "") for column in columns}
 
 
-def _number(value: float | None) -> float | str:
+def number(value: float | None) -> float | str:
+    """Return a number as it stands in a table; empty for None."""
     return "" if value is None else round(value, 6)

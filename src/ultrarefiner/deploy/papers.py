@@ -59,9 +59,10 @@ def preprocessing(bundle: Bundle) -> dict[str, Any]:
 def _refiner_frame(family: str) -> dict[str, Any]:
     from ultrarefiner.models.sam import PIXEL_MEAN, PIXEL_STD
 
+    padded = "a square; the longest side fills it, the rest is padding right and below"
     return {
         "family": family,
-        "frame": "a square; the longest side fills it, the rest is padding right and below",
+        "frame": "a square; the image is stretched to it" if family == "medsam2" else padded,
         "colour_order": "RGB",
         "mean": list(PIXEL_MEAN),
         "standard_deviation": list(PIXEL_STD),

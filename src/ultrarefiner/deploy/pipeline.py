@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from ultrarefiner.deploy.predicted import REJECTED, Predicted, find_warnings, me
 from ultrarefiner.errors import ConfigError
 from ultrarefiner.prompts import PROMPTS
 from ultrarefiner.prompts.entries import prompt_record
-from ultrarefiner.prompts.records import PromptFile
+from ultrarefiner.prompts.records import PromptFile, PromptRecord
 from ultrarefiner.refine import REFINERS, Embedding, Refiner, load_refiner
 from ultrarefiner.refine.base import require_image
 from ultrarefiner.refine.crop import cut_window, refine_in_window
@@ -82,8 +82,8 @@ class _Refined:
 
 
 @dataclass(frozen=True, eq=False)
-class _Answer:
-    """What a method says of an image before its guard.
+class Answer:
+    """What a method says of an image, or of a slice, before its guard.
 
     Attributes:
         mask: bool (H, W).
@@ -135,24 +135,38 @@ class Predictor:
             names: What each is called; prompt modes with ``noise`` draw by it, nothing else does.
 
         Raises:
+            ConfigError: The method follows lesions through volumes.
             UltraRefinerError: An image has another type, or a prompt made from its coarse mask
                 cannot be used.
         """
-        for image in images:
-            require_image(image)
-        flips, last_flips = self.bundle.flips, self.bundle.fallback_flips
-        said = [model.segment(images, flips) for model in self._models]
+        if self.bundle.propagates:
+            raise ConfigError(
+                f"{self.bundle.method} follows lesions through volumes and says nothing of single "
+                "images; give volumes, or take a method that refines slice by slice"
+            )
+        said, last_flips = self.segment(images), self.bundle.fallback_flips
         last = [model.segment(images, last_flips) for model in self._last]
         found = []
         for index, (image, name) in enumerate(zip(images, names, strict=True)):
-            mine = [answers[index] for answers in said]
+            mine = said[index]
             answer = self._refined(image, name, mine) if self.refiners else self._segmented(mine)
             if last:
-                before = _mean([answers[index].probability for answers in last])
+                before = mean_map([answers[index].probability for answers in last])
                 coarse = mask_of(before, THRESHOLD)
                 answer = replace(answer, coarse=coarse, before=before)
-            found.append(_predicted(answer, self._rule))
+            found.append(self.finish(answer))
         return found
+
+    def segment(self, images: Sequence[np.ndarray]) -> list[list[Segmented]]:
+        """Return for each image what the model of each fold says before any refiner."""
+        for image in images:
+            require_image(image)
+        said = [model.segment(images, self.bundle.flips) for model in self._models]
+        return [list(one) for one in zip(*said, strict=True)]
+
+    def finish(self, answer: Answer) -> Predicted:
+        """Return the prediction, the guard having had its say."""
+        return _predicted(answer, self._rule)
 
     def interactive(self) -> Refiner | None:
         """Return a refiner to prompt by hand, that of the first fold; None: the method has none."""
@@ -160,17 +174,17 @@ class Predictor:
             return self._models[0].refiner
         return self.refiners[0] if self.refiners else None
 
-    def _segmented(self, said: Sequence[Segmented]) -> _Answer:
+    def _segmented(self, said: Sequence[Segmented]) -> Answer:
         """Return what the models say by themselves."""
         if self.bundle.inner:
             said = [Segmented(one.coarse) for one in said]
-        probability = _mean([one.probability for one in said])
+        probability = mean_map([one.probability for one in said])
         mask = mask_of(probability, self.threshold)
         members = [mask_of(one.probability, self.threshold) for one in said]
         before = None
         if said[0].coarse is not None:
-            before = _mean([one.coarse for one in said])
-        return _Answer(
+            before = mean_map([one.coarse for one in said])
+        return Answer(
             mask=mask,
             probability=probability,
             scores=[one.score for one in said],
@@ -179,9 +193,9 @@ class Predictor:
             before=before,
         )
 
-    def _refined(self, image: np.ndarray, name: str, said: Sequence[Segmented]) -> _Answer:
+    def _refined(self, image: np.ndarray, name: str, said: Sequence[Segmented]) -> Answer:
         """Return what the refiners make of what the models say."""
-        before = _mean([one.probability for one in said])
+        before = mean_map([one.probability for one in said])
         coarse = mask_of(before, self.threshold)
         members = [mask_of(one.probability, self.threshold) for one in said]
         seen = _Seen(image, name, self.bundle.refiner)
@@ -189,7 +203,7 @@ class Predictor:
             one = seen.refine(self.refiners[0], coarse, before)
             share = one.mask.astype(np.float32)
             agreement = mean_agreement(members, coarse)
-            return _Answer(one.mask, share, [one.score], agreement, coarse, before)
+            return Answer(one.mask, share, [one.score], agreement, coarse, before)
         refined = [
             seen.refine(*each)
             for each in zip(self.refiners, members, [one.probability for one in said], strict=True)
@@ -197,9 +211,9 @@ class Predictor:
         masks = [one.mask for one in refined]
         # Counted, not compared as rounded numbers.
         joint = 2 * np.sum(masks, axis=0) >= len(masks)
-        return _Answer(
+        return Answer(
             mask=joint,
-            probability=_mean([one.astype(np.float32) for one in masks]),
+            probability=mean_map([one.astype(np.float32) for one in masks]),
             scores=[one.score for one in refined],
             agreement=mean_agreement(masks, joint),
             coarse=coarse,
@@ -233,11 +247,12 @@ def _joint_rule(bundle: Bundle) -> GuardRule | None:
     return joint_rule(rules) if len(rules) > 1 else next(iter(rules), None)
 
 
-def _mean(maps: Sequence[np.ndarray]) -> np.ndarray:
+def mean_map(maps: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the mean of maps, float32."""
     return np.mean(maps, axis=0, dtype=np.float64).astype(np.float32)
 
 
-def _predicted(answer: _Answer, rule: GuardRule | None) -> Predicted:
+def _predicted(answer: Answer, rule: GuardRule | None) -> Predicted:
     """Return the prediction, the guard having had its say."""
     mask, probability, why = answer.mask, answer.probability, ()
     known = [score for score in answer.scores if score is not None]
@@ -268,17 +283,9 @@ class _Seen:
 
     def refine(self, refiner: Refiner, mask: np.ndarray, probability: np.ndarray) -> _Refined:
         """Make a prompt of a coarse mask and its probability, and refine by it."""
-        config, name = self._part.prompt, self._name
-        file = PromptFile(
-            prompt=self._part.prompt_name,
-            kind=config.kind,
-            source=config.source,
-            oracle=config.oracle,
-            part=_PART,
-            on_empty=config.on_empty,
-            cases={name: prompt_record(config, name, mask)},
-        )
-        prompt, window = file.prompts(name, _as_written(probability)), file.window(name)
+        name = self._name
+        file = prompt_file(self._part, {name: prompt_record(self._part.prompt, name, mask)})
+        prompt, window = file.prompts(name, as_written(probability)), file.window(name)
         if prompt is None:
             return _Refined(np.zeros(mask.shape, dtype=bool), None)
         embedding = self._embedding(refiner, window)
@@ -296,7 +303,21 @@ class _Seen:
         return self._embeddings[key]
 
 
-def _as_written(probability: np.ndarray) -> np.ndarray:
+def prompt_file(part: RefinerPart, records: Mapping[str, PromptRecord]) -> PromptFile:
+    """Return prompts as the study has them in a file, by names of images."""
+    config = part.prompt
+    return PromptFile(
+        prompt=part.prompt_name,
+        kind=config.kind,
+        source=config.source,
+        oracle=config.oracle,
+        part=_PART,
+        on_empty=config.on_empty,
+        cases=dict(records),
+    )
+
+
+def as_written(probability: np.ndarray) -> np.ndarray:
     """Return probabilities as the study reads them from its 8-bit pictures."""
     levels = np.rint(np.clip(probability, 0.0, 1.0) * 255.0)
     return levels.astype(np.float32) / 255.0

@@ -32,7 +32,7 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Counts:
-    """What came of a set of images.
+    """What came of a set of images, or of volumes.
 
     Attributes:
         images: How many there were.
@@ -64,7 +64,7 @@ class _Read:
 
 def predict_images(
     bundle: Bundle,
-    given: Sequence[str | Path],
+    given: Sequence[str | Path] | Found,
     output: str | Path,
     device: str = "auto",
     threshold: float | None = None,
@@ -79,7 +79,7 @@ def predict_images(
 
     Args:
         bundle: The method.
-        given: Image files and folders.
+        given: Image files and folders, or what ``find_images`` has found in them.
         output: Folder to fill: ``masks/``, ``probabilities/``, ``overlays/`` with {name}.png,
             ``predictions.csv`` and ``predict.json``.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -96,17 +96,18 @@ def predict_images(
     """
     if batch_size < 1:
         raise ConfigError(f"batch size {batch_size} is not a number of images; take 1 or more")
-    found = find_images(given, without=output)
+    found = given if isinstance(given, Found) else find_images(given, without=output)
     # The network library is loaded only now: a wrong name is answered at once.
     from ultrarefiner.deploy.pipeline import check_threshold, open_method
 
     check_threshold(bundle, threshold)
+    if bundle.propagates:
+        raise ConfigError(
+            f"{bundle.method} follows lesions through volumes, and these are images; take a method "
+            "that refines slice by slice"
+        )
     into = Output(output, bundle.fingerprint(threshold), found.items, overlays)
-    if found.others:
-        names = ", ".join(path.name for path in found.others[:_NAMED])
-        more = len(found.others) - _NAMED
-        rest = f" and {more} more" if more > 0 else ""
-        tell(f"not images, left out: {names}{rest}")
+    tell_others(found, tell)
     predictor = open_method(bundle, device, threshold=threshold)
     options = {
         "threshold": predictor.threshold,
@@ -114,12 +115,28 @@ def predict_images(
         "batch_size": batch_size,
         "overlays": overlays,
     }
-    about = _about(bundle, found, options)
-    into.start(about)
+    facts = about(bundle, found, options)
+    into.start(facts)
     rows, kept = _rows(predictor, into, found.items, batch_size, tell)
+    counts = count(rows, kept, found)
+    into.finish(rows, facts | {"counts": vars(counts)})
+    return counts
+
+
+def tell_others(found: Found, tell: Callable[[str], None]) -> None:
+    """Say which files in the folders are left out."""
+    if found.others:
+        names = ", ".join(path.name for path in found.others[:_NAMED])
+        more = len(found.others) - _NAMED
+        rest = f" and {more} more" if more > 0 else ""
+        tell(f"not {'volumes' if found.volumes else 'images'}, left out: {names}{rest}")
+
+
+def count(rows: Sequence[dict[str, Any]], kept: int, found: Found) -> Counts:
+    """Return what came of a table, of which some rows were kept from before."""
     said = [words for row in rows if row["warnings"] for words in row["warnings"].split("; ")]
     failed = sum(bool(row["error"]) for row in rows)
-    counts = Counts(
+    return Counts(
         images=len(rows),
         predicted=len(rows) - kept - failed,
         kept=kept,
@@ -127,8 +144,6 @@ def predict_images(
         warnings=dict(Counter(said)),
         others=len(found.others),
     )
-    into.finish(rows, about | {"counts": vars(counts)})
-    return counts
 
 
 def _rows(
@@ -219,7 +234,7 @@ def _predicted(
         yield one, row, None
 
 
-def _about(bundle: Bundle, found: Found, options: dict[str, Any]) -> dict[str, Any]:
+def about(bundle: Bundle, found: Found, options: dict[str, Any]) -> dict[str, Any]:
     """Return what made the predictions."""
     return {
         "method": bundle.method,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ultrarefiner.config import StudyConfig, load_config
 from ultrarefiner.deploy.contents import Bundle, File, Member, RefinerPart
+from ultrarefiner.deploy.volume_inputs import readings_of
 from ultrarefiner.errors import ConfigError, WeightsError, first_names
 from ultrarefiner.io import file_sha256, read_json, read_rows
 from ultrarefiner.models import starting_weights
@@ -113,6 +114,7 @@ def bundle_of_run(
         fallback_flips=fallback is not None and config.coarse[fallback].flips,
         published=_published(config, found),
         datasets={one: config.datasets[one].layout or one for one in trainsets(config)[name]},
+        volumes=readings_of(config, trainsets(config)[name]),
         reported=_reported(results / run / "report" / "summary.csv", method, name),
         root=place.root,
     )

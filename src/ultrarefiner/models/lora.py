@@ -17,7 +17,8 @@ from torch import nn
 
 from ultrarefiner.errors import ConfigError, WeightsError
 from ultrarefiner.io import item_seed
-from ultrarefiner.models.parts import part_of, vit_encoder
+from ultrarefiner.models.medsam2_model import MedSam2
+from ultrarefiner.models.parts import part_of, row_of_blocks
 from ultrarefiner.registry import unknown_name
 
 # A wrapped linear layer holds itself under `original` and its addition under `lora`.
@@ -29,14 +30,18 @@ _NEEDED = ("original.weight", "lora.lora_A", "lora.lora_B")
 _ADAPTER = "default"
 
 # What a target stands for, in the blocks of the encoder and in the decoder's transformer.
-_ENCODER = {"qkv": r"attn\.qkv", "proj": r"attn\.proj", "mlp": r"mlp\.lin[12]"}
+_ENCODER = {
+    "qkv": r"attn\.qkv",
+    "proj": r"attn\.proj",
+    "mlp": r"mlp\.(?:lin[12]|proj_in|proj_out)",
+}
 _DECODER = {
     "qkv": r"(?:layers\.\d+\.)?\w*attn\w*\.[qkv]_proj",
-    "proj": r"(?:layers\.\d+\.)?\w*attn\w*\.out_proj",
-    "mlp": r"layers\.\d+\.mlp\.lin[12]",
+    "proj": r"(?:layers\.\d+\.)?\w*attn\w*\.o(?:ut)?_proj",
+    "mlp": r"layers\.\d+\.mlp\.(?:lin[12]|proj_in|proj_out)",
 }
 _LAYERS = {
-    "encoder": (r"image_encoder\.blocks\.(?P<block>\d+)\.", _ENCODER),
+    "encoder": (r"image_encoder\.(?:vision\.backbone\.)?blocks\.(?P<block>\d+)\.", _ENCODER),
     "decoder": (r"mask_decoder\.transformer\.", _DECODER),
 }
 
@@ -59,7 +64,7 @@ def add_lora(
     they are.
 
     Args:
-        model: A segment-anything model; or any module, which is then one part as a whole.
+        model: A segment-anything model or a SAM 2; or any module, which is then one part as a whole.
         rank: Rank of the additions.
         alpha: Their scale; None: ``rank``.
         dropout: Probability of dropping a layer's input before its addition, in training only.
@@ -84,7 +89,7 @@ def add_lora(
     adapted = {
         id(parameter)
         for name, parameter in model.named_parameters()
-        if not isinstance(model, Sam) or part_of(name) in parts
+        if not isinstance(model, (Sam, MedSam2)) or part_of(name) in parts
     }
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # Imported here: it takes longer than all other imports of a job together.
@@ -152,7 +157,7 @@ def _meant_layers(
 ) -> list[str]:
     """Return the names of the linear layers that targets, parts and last stand for."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not isinstance(model, Sam):
+    if not isinstance(model, (Sam, MedSam2)):
         meant = [name for name in linear if name.rpartition(".")[2] in targets]
         if last is not None:
             raise ConfigError("lora.last: is for the encoder of a SAM; this module is no SAM")
@@ -165,7 +170,7 @@ def _meant_layers(
             "Leave `encoder` out of `lora.parts`: its additions can be in the decoder, and the "
             "encoder can rest (`freeze`) or train as a whole"
         )
-        depth = len(vit_encoder(model, "lora in the encoder", instead).blocks)
+        depth = len(row_of_blocks(model, "lora in the encoder", instead))
         if last is not None and not 1 <= last <= depth:
             raise ConfigError(
                 f"lora.last: {last}, but the encoder has {depth} blocks; give 1 to {depth}, or "

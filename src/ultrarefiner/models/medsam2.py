@@ -100,20 +100,6 @@ def load_sam2(path: str | Path, image_size: int | None = None) -> MedSam2:
     return model.eval()
 
 
-def build_tiny(seed: int = 0) -> MedSam2:
-    """Return a small model with random weights, in eval mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        model = MedSam2(TINY)
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 and not name.endswith("weight") and "scale" not in name:
-                nn.init.zeros_(parameter)
-            elif not parameter.any():
-                # The package leaves tokens and positions at zero for a checkpoint to fill.
-                nn.init.normal_(parameter, std=0.02)
-    return model.eval()
-
-
 def _is_sam2(state: State) -> bool:
     return any(_BLOCK.match(name) for name in state)
 

@@ -124,16 +124,14 @@ class Sam2Architecture:
 TINY = Sam2Architecture(
     stages=(1, 1, 2, 1),
     embed_dim=8,
-    global_blocks=(2,),
+    global_blocks=(3,),
     windows=(8, 4, 4, 2),
-    hidden=32,
-    memory=16,
+    hidden=64,
     feedforward=64,
-    mask_channels=4,
     fuser=64,
     image_size=128,
 )
-"""For trials without a GPU and without weights."""
+"""Small enough for tests."""
 
 
 class Encoder(nn.Module):

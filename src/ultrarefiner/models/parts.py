@@ -7,6 +7,7 @@ from torch import nn
 
 from ultrarefiner.config.finetuning import PARTS
 from ultrarefiner.errors import ConfigError
+from ultrarefiner.models.medsam2_model import MedSam2
 
 # How the names of parameters begin; the first match counts.
 _BEGINNINGS: tuple[tuple[str, str], ...] = (
@@ -41,6 +42,22 @@ def part_of(name: str) -> str:
         if f"{name}.".startswith(beginning):
             return part
     raise ValueError(f"'{name}' is in no part of a SAM ({', '.join(PARTS)})")
+
+
+def row_of_blocks(sam: Sam | MedSam2, wish: str, instead: str) -> nn.ModuleList:
+    """Return the blocks of a model's image encoder, first to last: those of a ViT, or of a Hiera.
+
+    Args:
+        sam: The model.
+        wish: What needs them, for the error message.
+        instead: What to do without them, for the error message.
+
+    Raises:
+        ConfigError: The encoder has no such blocks.
+    """
+    if isinstance(sam, MedSam2):
+        return sam.image_encoder.blocks
+    return vit_encoder(sam, wish, instead).blocks
 
 
 def vit_encoder(sam: Sam, wish: str, instead: str) -> ImageEncoderViT:

@@ -49,7 +49,7 @@ class TrainableSummary:
 def set_trainable(sam: Sam, config: FinetuneConfig) -> TrainableSummary:
     """Let those parameters require a gradient that a config trains, in place.
 
-    Whole parts first (``config.frozen``); then the last blocks of a frozen encoder with its neck;
+    Whole parts first (``config.frozen``; a memory trains with ``config.clip``); then the last blocks of a frozen encoder with its neck;
     then additions to frozen layers, which ``config.seed`` draws. What does not require a gradient
     afterwards gets no optimizer entry, and ``engine.set_train_mode`` keeps it in eval mode.
 
@@ -64,8 +64,9 @@ def set_trainable(sam: Sam, config: FinetuneConfig) -> TrainableSummary:
         ConfigError: More blocks are asked for than the encoder has, or it has no such blocks; or
             the model has additions already.
     """
+    resting = {*config.frozen, *(() if config.clip > 1 else ("memory",))}
     for name, parameter in sam.named_parameters():
-        parameter.requires_grad_(part_of(name) not in config.frozen)
+        parameter.requires_grad_(part_of(name) not in resting)
     if config.unfreeze_last:
         _unfreeze_last(sam, config.unfreeze_last)
     lora = config.lora

@@ -36,6 +36,7 @@ class RefinerFamily:
         trainable: Whether it can be finetuned.
         encoder_blocks: Whether its encoder is a row of equal blocks, of which the last ones can be
             trained alone and each can take low-rank additions.
+        encoder_additions: Whether its encoder's blocks take low-rank additions, though they differ.
         scratch: Whether there is a small model of it that begins from random weights.
         joint: Whether it can be trained as one with a coarse model.
         adapts_encoder: Whether training changes its embeddings although its encoder rests.
@@ -52,6 +53,7 @@ class RefinerFamily:
     embedding_options: tuple[str, ...] = ()
     trainable: bool = False
     encoder_blocks: bool = False
+    encoder_additions: bool = False
     scratch: bool = False
     joint: bool = False
     adapts_encoder: bool = False
@@ -87,6 +89,7 @@ REFINERS: Registry[RefinerFamily] = Registry(
             shelves_embeddings=True,
             embedding_options=("precision", "resize", "image_size"),
             trainable=True,
+            encoder_additions=True,
         ),
         "mobile_sam": RefinerFamily(
             "ultrarefiner.refine.mobile_sam:MobileSamRefiner",

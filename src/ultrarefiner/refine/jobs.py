@@ -148,6 +148,7 @@ def refine_masks(
     device: str,
     card: str | Path | None = None,
     protocol: str = "nested",
+    slices: str | Path | None = None,
 ) -> None:
     """Refine every case of a prompts file.
 
@@ -175,6 +176,8 @@ def refine_masks(
             weights that this project trained are known by the card beside them.
         protocol: ``nested`` or ``seed``; under ``seed`` the test cases of a fold may have selected
             its weights.
+        slices: Which case is which slice of which volume, for a refiner that follows volumes; None
+            for one that takes each case by itself.
 
     Raises:
         ConfigError: Unknown family or option.
@@ -186,6 +189,11 @@ def refine_masks(
             images, weights and options.
         OutputError: The outputs or the shelf cannot be written.
     """
+    if (slices is None) != (options.get("propagate", "none") == "none"):
+        raise ConfigError(
+            "a refiner that propagates needs `slices`, the table of list_volumes, and no other one "
+            "takes it"
+        )
     file = load_prompts(prompts)
     names = sorted(file.cases)
     require_files(images, names, "image", "Run prepare_dataset again.")
@@ -210,6 +218,9 @@ def refine_masks(
             raise UltraRefinerError(stale_index(embeddings, case, index.get(case), seen))
         return seen
 
+    if slices is not None:
+        _follow(refiner, file, slices, images, soft_masks, embeddings, store, output, table)
+        return
     rows = []
     empty = encoded = 0
     with atomic_directory(output) as folder:
@@ -238,6 +249,32 @@ def refine_masks(
                 encoded,
                 limit_gb,
             )
+
+
+def _follow(
+    refiner: Refiner,
+    file: PromptFile,
+    slices: str | Path,
+    images: str | Path,
+    soft_masks: str | Path,
+    embeddings: str | Path | None,
+    store: Shelf | None,
+    output: str | Path,
+    table: str | Path,
+) -> None:
+    from ultrarefiner.refine.volume_jobs import follow_volumes
+
+    index = None if embeddings is None else read_index(embeddings)
+
+    def embed(case: str) -> Embedding:
+        seen = look_at(refiner, store, case, read_image(images, case), None)
+        if index is not None and index.get(case) != IndexRow(seen.key, None):
+            raise UltraRefinerError(stale_index(embeddings, case, index.get(case), seen))
+        return seen.embedding or embed_again(refiner, store, seen)
+
+    with atomic_directory(output) as folder:
+        rows = list(follow_volumes(refiner, file, slices, soft_masks, embed, folder))
+    write_rows(table, TABLE_COLUMNS, rows)
 
 
 def _require_unseen(

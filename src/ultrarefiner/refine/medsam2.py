@@ -14,7 +14,10 @@ import torch
 from ultrarefiner.models.finetuned import encoder_sha256
 from ultrarefiner.models.medsam2 import load_sam2
 from ultrarefiner.models.medsam2_model import unpack
+from ultrarefiner.models.medsam2_tracking import TrackedPrompt, Tracker
 from ultrarefiner.models.weights import locate_weights
+from ultrarefiner.prompts.base import Prompt
+from ultrarefiner.refine.embeddings import SamEmbedding
 from ultrarefiner.refine.options import MedSam2Options
 from ultrarefiner.refine.sam import Answer, SamRefiner
 from ultrarefiner.refine.sam_prompts import Query
@@ -66,6 +69,43 @@ class MedSam2Refiner(SamRefiner):
         out = self.sam.decode(image, finer, sparse, dense, self._positions, multimask)
         return out.logits, out.ious
 
+    def follow_clip(
+        self, features: torch.Tensor, query: Query
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Follow the object of a prompt through slices, with gradients where they are wanted.
+
+        Args:
+            features: (S, channels, grid, grid) of the slices in order; the prompt is about the
+                first.
+            query: The prompt.
+
+        Returns:
+            Low-resolution logits (S, h, w) whether or not the object is there, predicted IoU (S,),
+            and logits (S,) of its being there.
+        """
+        tracker = Tracker(self.sam, len(features))
+        points = 0 if query.points is None else len(query.points)
+        sparse, dense = self._encoded(query)
+        prompt = TrackedPrompt(sparse, dense, points + (0 if query.box is None else 2))
+        found = [tracker.prompt(0, features[:1], [prompt])]
+        found += [
+            tracker.step(index, features[index : index + 1]) for index in range(1, len(features))
+        ]
+        return tuple(
+            torch.cat([getattr(one, name) for one in found]) for name in ("raw", "ious", "presence")
+        )
+
+    @torch.inference_mode()
+    def follow_stages(
+        self, embeddings: Sequence[SamEmbedding], prompt: Prompt
+    ) -> list[torch.Tensor]:
+        """Return the masks, bool (H, W), of the slices after the first, which a prompt is about."""
+        features = torch.stack([torch.from_numpy(one.features) for one in embeddings])
+        query = self.query(embeddings[0], prompt)
+        logits, _, presence = self.follow_clip(features.to(self.device), query)
+        masks = self.full_masks(embeddings[0], logits) & (presence > 0)[:, None, None]
+        return list(masks[1:].cpu())
+
     @cached_property
     def _positions(self) -> torch.Tensor:
         # Made once: in inference mode it could take no part in a training step later.
@@ -81,4 +121,3 @@ class MedSam2Refiner(SamRefiner):
                 None if query.box is None else self._tensor(query.box),
                 query.mask,
             )
-

@@ -214,6 +214,10 @@ class MedSam2Options(SamOptions):
         set_all_the_same = [name for name, value in idle.items() if getattr(self, name) != value]
         if self.propagate == "none" and set_all_the_same:
             raise ValueError(f"{set_all_the_same[0]} has no effect with propagate: none")
+        own = {"mask_choice": "best", "passes": 1, "jitter": None}
+        ignored = [name for name, value in own.items() if getattr(self, name) != value]
+        if self.propagate == "memory" and ignored:
+            raise ValueError(f"{ignored[0]} has no effect with propagate: memory")
         if self.propagate != "memory" and self.reprompt is not None:
             raise ValueError(f"reprompt has no effect with propagate: {self.propagate}")
         return self

@@ -11,6 +11,10 @@ import pandas as pd
 
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.evaluation.points import read_point_summary
+from ultrarefiner.evaluation.volume_summary import (
+    VOLUME_COMPARISON_COLUMNS,
+    VOLUME_SUMMARY_COLUMNS,
+)
 from ultrarefiner.evaluation.zero_shot import ZERO_SHOT_COLUMNS
 from ultrarefiner.report.cross import Matrix, cross_matrices, matrix_table, member_table
 from ultrarefiner.report.result_tables import (
@@ -44,6 +48,7 @@ from ultrarefiner.report.tables import (
     read_scores,
     read_table,
 )
+from ultrarefiner.report.volumes import VolumePage, volume_page
 from ultrarefiner.report.zero_shot import ZeroShot, zero_shot_page
 
 
@@ -60,6 +65,7 @@ class Data:
         overlaps: ``overlaps.csv``, each pair both ways; no rows where it was not given.
         points: Lines of ``points.csv``; none where points were not analysed.
         zero_shot: ``zero_shot.csv``; None where it was not given.
+        volumes: ``volumes.csv`` and ``volume_comparisons.csv``; None where they were not given.
         reference: The coarse method that others are compared with.
         source: Path of ``summary.csv``, for messages.
     """
@@ -72,6 +78,7 @@ class Data:
     overlaps: pd.DataFrame
     points: list[dict[str, Any]]
     zero_shot: pd.DataFrame | None
+    volumes: tuple[pd.DataFrame, pd.DataFrame] | None
     reference: str
     source: Path
 
@@ -137,6 +144,7 @@ class Book:
         matrices: The cross-dataset matrices.
         cross: Two tables for each of them.
         zero_shot: What nothing of a method has seen; None where it is not told.
+        volumes: Results in 3D; None where no dataset holds volumes.
     """
 
     overview: Table
@@ -145,6 +153,7 @@ class Book:
     matrices: list[Matrix]
     cross: list[tuple[Table, Table]]
     zero_shot: ZeroShot | None = None
+    volumes: VolumePage | None = None
 
     @property
     def tables(self) -> list[Table]:
@@ -152,7 +161,8 @@ class Book:
         mine = [table for dataset in self.datasets for table in dataset.all]
         cross = [table for pair in self.cross for table in pair]
         unseen = self.zero_shot.tables if self.zero_shot else []
-        return [self.overview, *self.joint, *mine, *cross, *unseen]
+        volumes = self.volumes.tables if self.volumes else []
+        return [self.overview, *self.joint, *mine, *cross, *unseen, *volumes]
 
 
 def read_data(
@@ -165,6 +175,7 @@ def read_data(
     overlaps: str | Path | None = None,
     points: Sequence[str | Path] | str | Path | None = None,
     zero_shot: Sequence[str | Path] | str | Path | None = None,
+    volumes: Sequence[str | Path] | None = None,
 ) -> Data:
     """Read the evaluation's tables.
 
@@ -178,6 +189,7 @@ def read_data(
         overlaps: ``overlaps.csv``, if there is one.
         points: ``points.csv``, or a list of it; None or an empty list for none.
         zero_shot: ``zero_shot.csv``, in the same way.
+        volumes: ``volumes.csv`` and ``volume_comparisons.csv``; None or an empty list for none.
 
     Raises:
         UltraRefinerError: A table is absent or damaged; the message names it.
@@ -194,6 +206,7 @@ def read_data(
         zero_shot=read_table(unseen[0], ZERO_SHOT_COLUMNS, "summarise_zero_shot")
         if unseen
         else None,
+        volumes=_read_volumes(volumes) if volumes else None,
         reference=reference,
         source=Path(summary),
     )
@@ -201,6 +214,14 @@ def read_data(
 
 def _listed(paths: Sequence[str | Path] | str | Path | None) -> list[str | Path]:
     return [paths] if isinstance(paths, str | Path) else list(paths or [])
+
+
+def _read_volumes(paths: Sequence[str | Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    summary, comparisons = paths
+    return (
+        read_table(summary, VOLUME_SUMMARY_COLUMNS, "summarise_volumes"),
+        read_table(comparisons, VOLUME_COMPARISON_COLUMNS, "summarise_volumes"),
+    )
 
 
 def read_calibration(path: str | Path | None) -> pd.DataFrame:
@@ -265,6 +286,7 @@ def make_book(data: Data) -> Book:
         matrices=matrices,
         cross=[(matrix_table(matrix), member_table(matrix)) for matrix in matrices],
         zero_shot=None if data.zero_shot is None else zero_shot_page(data.zero_shot, data.scores),
+        volumes=None if data.volumes is None else volume_page(*data.volumes, data.reference),
     )
 
 

@@ -63,6 +63,7 @@ def write_tables(
     overlaps: str | Path | None = None,
     points: Sequence[str | Path] | str | Path | None = None,
     zero_shot: Sequence[str | Path] | str | Path | None = None,
+    volumes: Sequence[str | Path] | None = None,
 ) -> None:
     """Write every table of the report as ``{name}.csv`` and ``{name}.tex``.
 
@@ -81,6 +82,7 @@ def write_tables(
         overlaps: ``overlaps.csv``, if there is one.
         points: ``points.csv``, if points were analysed.
         zero_shot: ``zero_shot.csv``, if models were tested on datasets of others.
+        volumes: ``volumes.csv`` and ``volume_comparisons.csv``, if a dataset holds volumes.
 
     Raises:
         UltraRefinerError: A table is absent or damaged; the message names it.
@@ -95,6 +97,7 @@ def write_tables(
         overlaps,
         points,
         zero_shot,
+        volumes,
     )
     tables = make_book(data).tables
     with atomic_directory(output) as folder:

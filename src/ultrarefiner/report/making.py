@@ -35,6 +35,7 @@ def statements(data: Data, provenance: Mapping[str, Any]) -> list[tuple[str, str
         *finetuning_statements(config),
         *end_to_end_statements(config),
         *guard_statements(config, data.scores["member"].eq("mean").any()),
+        ("Volumes", _volumes(data)),
         ("Pretraining overlap", _seen(data, bool(finetuned(config) or joint_rows(config)))),
         ("Statistics", _statistics(config.get("report") or {})),
     ]
@@ -159,6 +160,23 @@ def _prompts(data: Data) -> str:
     if len(names := kinds.get("oracle", [])):
         parts.append(f"Prompts of {', '.join(names)} are made from the truth: upper bounds.")
     return " ".join(parts)
+
+
+def _volumes(data: Data) -> str:
+    if data.volumes is None:
+        return ""
+    lines = data.volumes[0]
+    modes = sorted(set(lines["mode"]) - {"slices"})
+    text = (
+        f"Volumes of {', '.join(sorted(set(lines['dataset'])))} are scored whole, all slices at "
+        "once, with the spacing along rows, columns and slices where it is known; a lesion that is "
+        "missed in all slices has Dice 0 and the volume's diagonal as its distances. "
+    )
+    if modes:
+        text += (
+            "Propagated masks come from the prompt of a key slice, through the slices beside it."
+        )
+    return text.strip()
 
 
 def _bases(names: Iterable[str]) -> list[str]:

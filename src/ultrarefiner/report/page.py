@@ -61,6 +61,8 @@ def write_report(
     failures: Sequence[str | Path] = (),
     guards: Sequence[str | Path] = (),
     zero_shot: Sequence[str | Path] | str | Path | None = None,
+    volumes: Sequence[str | Path] | None = None,
+    montages: Sequence[str | Path] = (),
 ) -> None:
     """Write the report of a study as one HTML file.
 
@@ -87,6 +89,9 @@ def write_report(
             called ``failures-{refiner}.png``.
         guards: Rules that guards go by (JSON).
         zero_shot: ``zero_shot.csv``, if models were tested on datasets of others.
+        volumes: ``volumes.csv`` and ``volume_comparisons.csv``, if a dataset holds volumes.
+        montages: The folder that `ultrarefiner.report.volume_pictures.draw_volumes` wrote, if one
+            does.
 
     Raises:
         UltraRefinerError: An input is absent or damaged; the message names it.
@@ -101,6 +106,7 @@ def write_report(
         overlaps,
         points,
         zero_shot,
+        volumes,
     )
     book = make_book(data)
     examined = [_read_object(path, "check_dataset") for path in checks]
@@ -144,6 +150,7 @@ def write_report(
             joint_curves=[
                 curves(folder, name, phases.get(name, ())) for name in _unions(data, folder)
             ],
+            montages=_montages(montages),
             failures=_failures(failed),
             failed_reduced=failed_reduced,
             statements=statements(data, provenance),
@@ -214,6 +221,16 @@ def _files(folder: Path, tables: list[Table]) -> dict[str, dict[str, str]]:
             text = path.read_text(encoding="utf-8")
             files.setdefault(table.name, {})[suffix] = _data_uri(text, kind)
     return files
+
+
+def _montages(folders: Sequence[str | Path]) -> tuple[list[dict[str, Any]], str]:
+    """Return the pictures of volumes, and what was reduced, in words."""
+    shown: list[dict[str, Any]] = []
+    told = ""
+    for folder in map(Path, folders):
+        drawn = _read_object(folder / "index.json", "draw_volumes")
+        shown, told = embed_pictures(folder, drawn["pictures"], "volumes")
+    return shown, told
 
 
 def _unions(data: Data, folder: Path) -> list[str]:

@@ -21,13 +21,19 @@ from ultrarefiner.report.plots import COLOURS, INK, PAPER
 log = logging.getLogger(__name__)
 
 # Characters of base64 that the pictures may take; wider ones are tried first.
-_BUDGETS = {"gallery": 2_900_000, "failures": 2_900_000, "sheets": 1_200_000}
+_BUDGETS = {
+    "gallery": 2_900_000,
+    "failures": 2_900_000,
+    "sheets": 1_200_000,
+    "volumes": 2_900_000,
+}
 _WIDTHS = {
     "gallery": (1640, 1200, 900, 660, 420, 300),
     "failures": (420, 340, 280, 220, 160),
     "sheets": (1160, 1040, 900, 760, 640, 480, 360),
+    "volumes": (1540, 1200, 900, 660, 420),
 }
-_QUALITY = {"gallery": 86, "failures": 82, "sheets": 82}
+_QUALITY = {"gallery": 86, "failures": 82, "sheets": 82, "volumes": 84}
 # Colours of the figures that follow the page from light to dark.
 _THEMED = {INK: "currentColor", COLOURS["coarse"]: "var(--accent)", PAPER: "var(--ground)"}
 
@@ -76,7 +82,7 @@ def embed_pictures(
     Args:
         folder: Where the pictures are.
         pictures: The list of ``index.json``.
-        kind: ``gallery`` or ``failures``.
+        kind: ``gallery``, ``failures`` or ``volumes``.
 
     Returns:
         The pictures, and what was reduced, in words; nothing if they are as drawn.
@@ -90,7 +96,7 @@ def embed_pictures(
     kept = range(len(pictures))
     if kind == "failures":
         kept = _within(pictures, data, budget)
-    elif sum(map(len, data)) > budget:
+    elif kind == "gallery" and sum(map(len, data)) > budget:
         log.warning("the gallery takes %.1f MB; lower report.gallery", sum(map(len, data)) / 1e6)
     shown = [
         {
@@ -107,7 +113,7 @@ def embed_pictures(
     if len(shown) < len(pictures):
         told.append(f"{len(shown)} of {len(pictures)} are here.")
     if told:
-        told.append("The folder overlays beside it has all of them as drawn.")
+        told.append(f"The folder {folder.name} beside it has all of them as drawn.")
     return shown, " ".join(told)
 
 

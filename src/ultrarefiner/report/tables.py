@@ -11,6 +11,7 @@ import pandas as pd
 
 from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.evaluation.summary import MACRO, POOLED
+from ultrarefiner.evaluation.volumes import MEASURES
 
 SCORE_COLUMNS = (
     *("dataset", "evaluation", "member", "fold", "case", "group", "label", "method"),
@@ -65,9 +66,11 @@ _NUMBERS = (
     *("epoch", "train_loss", "val_dice", "val_coarse_dice", "images"),
     *(
         f"{metric}_{end}"
-        for metric in ("dice", "iou", "hd95_px")
+        for metric in ("dice", "iou", "hd95_px", *MEASURES)
         for end in ("mean", "low", "high")
     ),
+    *(*MEASURES, "volume_ml", "true_volume_ml", "volume_share"),
+    *("volumes", "slices", "seconds", "slices_per_second"),
 )
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
 _NO_PROMPT = {"", "none", "-"}

@@ -28,7 +28,7 @@ from ultrarefiner.report.tables import (
 )
 
 # Names of pages that are not those of datasets.
-PAGES = ("overview", "cross", "zero-shot", "failures", "methods", "main", "top")
+PAGES = ("overview", "cross", "zero-shot", "volumes", "failures", "methods", "main", "top")
 _JOINT = "What was trained end to end refines the masks of the coarse model inside it. "
 _MARKED = "† marks weights trained on this dataset, ‡ weights of which that is not known."
 

@@ -3,7 +3,7 @@
 This is what the Snakefile works from. It imports no model code, so that planning stays fast.
 """
 
-from ultrarefiner.study import entries
+from ultrarefiner.study import entries, propagation, volumes
 from ultrarefiner.study.files import folder_listing, own_weights
 from ultrarefiner.study.methods import Method, Shelved
 from ultrarefiner.study.readiness import require_files
@@ -18,5 +18,7 @@ __all__ = [
     "folder_listing",
     "load_study",
     "own_weights",
+    "propagation",
     "require_files",
+    "volumes",
 ]

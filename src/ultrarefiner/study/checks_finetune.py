@@ -50,6 +50,10 @@ def _check_row(
             f"{key}.finetune.scratch: begins from random weights, and `weights: {row.weights}` is "
             "given too; remove one of them"
         )
+    if finetune.checkpointing and not (finetune.encoder_changes or family.adapts_encoder):
+        yield (
+            f"{key}.finetune.checkpointing: has no effect, nothing in the encoder trains; remove it"
+        )
     if finetune.predicts and config.splits.protocol != "nested":
         yield (
             f"{key}.finetune.data: {finetune.data} needs predictions of models that saw nothing "
@@ -79,13 +83,14 @@ def _check_resting_encoder(key: str, family: str, finetune: FinetuneConfig) -> I
 
 
 def _check_blocks(key: str, family: str, finetune: FinetuneConfig) -> Iterator[str]:
-    why = f"the encoder of {family} (TinyViT) is no row of equal blocks"
+    why = f"the encoder of {family} is no row of equal blocks"
     if finetune.unfreeze_last:
         yield (
             f"{key}.finetune.unfreeze_last: {why}, of which the last ones could train; freeze the "
             "encoder, or train it as a whole (`train: full`)"
         )
-    if finetune.lora is not None and "encoder" in finetune.lora.parts:
+    takes = REFINERS[family].encoder_additions
+    if finetune.lora is not None and "encoder" in finetune.lora.parts and not takes:
         yield (
             f"{key}.finetune.lora.parts: {why} that take additions; use `parts: [decoder]`, or train "
             "it as a whole (`train: full`)"

@@ -10,6 +10,18 @@ from ultrarefiner.io import json_sha256
 from ultrarefiner.models.weights import registered, weights_name
 from ultrarefiner.refine import REFINERS, parse_options
 
+_APPLIED = (
+    "jitter",
+    "compile",
+    "propagate",
+    "key",
+    "objects",
+    "reprompt",
+    "largest_component",
+    "fill_holes",
+)
+"""Options of refiners that matter when they are applied, and not when they are trained."""
+
 
 def embeddings_name(config: StudyConfig, refiner: str) -> str | None:
     """Return the name under which a refiner's embeddings are shelved; None: it has none.
@@ -66,8 +78,11 @@ def embedding_options(row: RefinerConfig) -> dict[str, Any]:
 
 
 def trained_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that have a part in training: not moved copies, not a compiled encoder."""
-    return {key: value for key, value in options.items() if key not in ("jitter", "compile")}
+    """Return the options that have a part in training.
+
+    Not moved copies, a compiled encoder, and how volumes are followed.
+    """
+    return {key: value for key, value in options.items() if key not in _APPLIED}
 
 
 def refiner_options(config: StudyConfig, refiner: str) -> dict[str, Any]:

@@ -99,9 +99,13 @@ def _unusable_weights(config: StudyConfig, name: str) -> Iterator[str]:
 
 def _untrainable(name: str, sam: Any, finetune: FinetuneConfig) -> Iterator[str]:
     """Yield what keeps a model from being trained so: fewer blocks than are to train, for example."""
-    from ultrarefiner.models.trainable import set_trainable  # loads torch, which planning does not
+    # They load torch, which planning does not.
+    from ultrarefiner.models.checkpointing import checkpoint_blocks
+    from ultrarefiner.models.trainable import set_trainable
 
     try:
         set_trainable(sam, finetune)
+        if finetune.checkpointing:
+            checkpoint_blocks(sam)
     except ConfigError as error:
         yield f"refiners.{name}.finetune: {error}"

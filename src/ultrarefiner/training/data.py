@@ -211,6 +211,12 @@ def as_input(images: torch.Tensor) -> torch.Tensor:
     return images.permute(0, 3, 1, 2).float() / 255
 
 
+def turn_about_centre(shape: tuple[int, ...], degrees: float, scale: float = 1.0) -> np.ndarray:
+    """Return the affine map (2, 3) of OpenCV that turns and scales (H, W) about its centre."""
+    height, width = shape[:2]
+    return cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, scale)
+
+
 def augment(
     image: np.ndarray, label: np.ndarray, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -238,8 +244,7 @@ def augment(
         image, label = np.rot90(image, turns), np.rot90(label, turns)
     if rotate < config.rotate:
         image, label = np.ascontiguousarray(image), np.ascontiguousarray(label)
-        size = label.shape[::-1]
-        turn = cv2.getRotationMatrix2D(((size[0] - 1) / 2, (size[1] - 1) / 2), angle, 1.0)
+        size, turn = label.shape[::-1], turn_about_centre(label.shape, angle)
         image = cv2.warpAffine(image, turn, size, flags=cv2.INTER_LINEAR)
         label = cv2.warpAffine(label, turn, size, flags=cv2.INTER_NEAREST)
     return np.ascontiguousarray(image), np.ascontiguousarray(label)

@@ -15,6 +15,7 @@ from ultrarefiner.datasets.inner import read_groups
 from ultrarefiner.errors import LeakError, UltraRefinerError
 from ultrarefiner.io import file_sha256
 from ultrarefiner.models.cards import card_beside, check_leak, upstream, write_card
+from ultrarefiner.models.checkpointing import checkpoint_blocks
 from ultrarefiner.models.digests import module_sha256
 from ultrarefiner.models.export import save_sam
 from ultrarefiner.models.finetuned import ENCODER_OF
@@ -26,6 +27,7 @@ from ultrarefiner.refine.shelf import Shelf
 from ultrarefiner.runtime import seed_everything
 from ultrarefiner.training import console, engine
 from ultrarefiner.training.checkpoint import licences, versions
+from ultrarefiner.training.clips import Clips
 from ultrarefiner.training.crop_items import ROLES as CROP_ROLES
 from ultrarefiner.training.crop_items import CropItem, read_crops
 from ultrarefiner.training.data import Prepared, PreparedCases
@@ -120,6 +122,8 @@ def train_refiner(
     refiner, parents = begin_refiner(family, weights, device, options, config.scratch, config.seed)
     encoder = "" if config.encoder_changes else module_sha256(refiner.sam.image_encoder)
     summary = set_trainable(refiner.sam, config)
+    if config.checkpointing:
+        checkpoint_blocks(refiner.sam)
     source = PreparedCases(prepared)
     made = [PredictionSource(Path(a), Path(b)) for a, b in zip(cards, predictions, strict=True)]
     inputs = _read_inputs(config, roles, read_groups(splits, overlaps), failures, made, crops)
@@ -137,7 +141,10 @@ def train_refiner(
     if config.cache != "none":
         store = Shelf(shelf, round(limit_gb * 1e9), len(items.train), config.cache)
     features = features_of(refiner, store)
-    task = RefinerTask(config, refiner, features, items, team)
+    clips = None
+    if config.clip > 1:
+        clips = Clips(config, source, [items.train, items.validation])
+    task = RefinerTask(config, refiner, features, items, team, clips)
     resume = ResumeFolder(
         model.parent / "resume",
         {

@@ -11,13 +11,14 @@ import torch
 
 from ultrarefiner.config import FinetuneConfig, WindowRecipe
 from ultrarefiner.io import item_seed
+from ultrarefiner.models.mask_prompts import low_resolution
 from ultrarefiner.prompts import Prompt, prompt_from_mask
 from ultrarefiner.prompts.crop import Window, window_of_mask
 from ultrarefiner.prompts.geometry import Box, lesion_pixels
 from ultrarefiner.prompts.noise import perturb_box, shift_box
 from ultrarefiner.refine.crop import cut_window
 from ultrarefiner.refine.sam import SamRefiner
-from ultrarefiner.refine.sam_prompts import Query, low_resolution
+from ultrarefiner.refine.sam_prompts import Query
 from ultrarefiner.training.features import Features, Stage
 from ultrarefiner.training.refiner_items import Example, Item
 
@@ -33,12 +34,25 @@ class Sample:
         target: float32 (M, h, w) of 0 and 1, the truth on the grid of the loss, as far as the
             picture fills it.
         coarse: float32 (M, h, w) in [0, 1], the coarse masks there.
+        following: Slices after the picture, which no prompt is about; ``queries`` is one prompt
+            then, and M counts the slices.
     """
 
     def __init__(
-        self, stage: Stage, queries: Sequence[Query], target: torch.Tensor, coarse: torch.Tensor
+        self,
+        stage: Stage,
+        queries: Sequence[Query],
+        target: torch.Tensor,
+        coarse: torch.Tensor,
+        following: tuple[Stage, ...] = (),
     ) -> None:
         self.stage, self.queries, self.target, self.coarse = stage, queries, target, coarse
+        self.following = following
+
+    @property
+    def stages(self) -> list[Stage]:
+        """All pictures of the sample."""
+        return [self.stage, *self.following]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Sample:
         """Return the sample on a device."""
@@ -47,7 +61,8 @@ class Sample:
             one if one.mask is None else replace(one, mask=one.mask.to(device))
             for one in self.queries
         ]
-        return Sample(stage, queries, self.target.to(device), self.coarse.to(device))
+        following = tuple(one.to(device, non_blocking=True) for one in self.following)
+        return Sample(stage, queries, self.target.to(device), self.coarse.to(device), following)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ultrarefiner.config import FinetuneConfig
 from ultrarefiner.datasets.ahead import read_ahead
@@ -16,9 +18,11 @@ from ultrarefiner.refine.crop import paste_window
 from ultrarefiner.refine.sam import Answer, SamRefiner
 from ultrarefiner.refine.sam_prompts import LiveFeatures
 from ultrarefiner.training.changing import PartlyTrained
+from ultrarefiner.training.clips import Clips
 from ultrarefiner.training.counts import confusion_counts, mean_measures
 from ultrarefiner.training.data import batch_sizes
 from ultrarefiner.training.features import Features
+from ultrarefiner.training.refiner_augment import Augmentation, draw_for
 from ultrarefiner.training.refiner_items import Example, Item, Items
 from ultrarefiner.training.refiner_losses import refiner_loss
 from ultrarefiner.training.refiner_samples import (
@@ -33,6 +37,20 @@ from ultrarefiner.training.signals import Check
 from ultrarefiner.training.team import ALONE, Team
 
 
+class Answers(NamedTuple):
+    """What the model makes of a sample.
+
+    Attributes:
+        logits: (M, h, w).
+        ious: Predicted IoU (M,).
+        presence: Logits (M,) of whether there is an object; None where nothing is followed.
+    """
+
+    logits: torch.Tensor
+    ious: torch.Tensor
+    presence: torch.Tensor | None = None
+
+
 class PromptedModel(PartlyTrained):
     """A promptable model in training: samples in, one mask each out."""
 
@@ -42,27 +60,37 @@ class PromptedModel(PartlyTrained):
         self._refiner, self._features = refiner, features
         self.keep_state_of(one for one in self.parameters() if one.requires_grad)
 
-    def forward(self, samples: list[Sample]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def forward(self, samples: list[Sample]) -> list[Answers]:
         """Refine each prompt, as at inference: the same passes, the same choice among masks.
 
         With ``mask_choice: best`` the mask of the highest predicted IoU learns, and its prediction;
         ``softmax`` lets all three learn.
 
         Returns:
-            For each sample logits (M, h, w) on the part of the grid of ``loss_side`` that the
-            picture fills, and the predicted IoU (M,); M prompts of a sample share its picture.
+            For each sample logits on the part of the grid of ``loss_side`` that the picture fills;
+            M prompts of a sample share its picture, or M slices its prompt.
         """
-        refiner = self._refiner
-        frame, side = self.sam.image_encoder.img_size, refiner.loss_side
-        features = self._features.finish(torch.stack([one.stage.features for one in samples]))
+        pictures = torch.stack([stage.features for one in samples for stage in one.stages])
+        features = self._features.finish(pictures)
+        if any(one.following for one in samples):
+            parts = features.split([len(one.stages) for one in samples])
+            return [self._followed(*pair) for pair in zip(samples, parts, strict=True)]
         answers, results = iter(self._answers(samples, features)), []
         for sample in samples:
-            chosen = [refiner.choose(*next(answers)) for _ in sample.queries]
-            logits = refiner.for_loss(torch.stack([one for one, _ in chosen]))
-            rows, columns = used(sample.stage.input_size, frame, side)
+            chosen = [self._refiner.choose(*next(answers)) for _ in sample.queries]
+            logits = torch.stack([one for one, _ in chosen])
             ious = torch.stack([iou for _, iou in chosen])
-            results.append((logits[:, rows, columns], ious))
+            results.append(Answers(self._within(sample, logits), ious))
         return results
+
+    def _within(self, sample: Sample, logits: torch.Tensor) -> torch.Tensor:
+        frame, side = self.sam.image_encoder.img_size, self._refiner.loss_side
+        rows, columns = used(sample.stage.input_size, frame, side)
+        return self._refiner.for_loss(logits)[:, rows, columns]
+
+    def _followed(self, sample: Sample, features: torch.Tensor) -> Answers:
+        logits, ious, presence = self._refiner.follow_clip(features, sample.queries[0])
+        return Answers(self._within(sample, logits), ious, presence)
 
     def _answers(self, samples: list[Sample], features: torch.Tensor) -> list[Answer]:
         """Decode all prompts together, or by pictures where passes depend on the picture's size."""
@@ -90,6 +118,7 @@ class RefinerTask:
         features: How pictures come to it.
         items: What it is trained and selected on.
         team: Who trains.
+        clips: Which slices follow which, where the memory trains.
     """
 
     def __init__(
@@ -99,7 +128,9 @@ class RefinerTask:
         features: Features,
         items: Items,
         team: Team = ALONE,
+        clips: Clips | None = None,
     ) -> None:
+        self.clips = clips
         self.config, self.refiner, self.features, self.items = config, refiner, features, items
         self.team = team
         self.model = PromptedModel(refiner, features)
@@ -118,6 +149,29 @@ class RefinerTask:
         )
         return bool(rng.random() < self.config.hflip)
 
+    def _views(self, item: Item, epoch: int) -> tuple[list[View], Augmentation | None]:
+        """Return how an item, and those that share its picture, are seen; and how they changed."""
+        flips, together = self._flips(item, epoch), self.items.together(item, epoch)
+        if self.config.augment is None:
+            return [self.view(one, flips) for one in together], None
+        examples = [self.items.read(one) for one in together]
+        seed = (self.config.seed, "augment", epoch, item.case, item.copy)
+        draw = draw_for(self.config.augment, examples, seed)
+        changed = [draw.apply(one) for one in examples]
+        return [
+            view_of(self.config, one, lambda example=example: example, flips)
+            for one, example in zip(together, changed, strict=True)
+        ], draw
+
+    def _sample(self, item: Item, epoch: int) -> Sample:
+        """Return what an item teaches in an epoch."""
+        views, draw = self._views(item, epoch)
+        sample = make_sample(self.config, self.refiner, self.features, views, epoch)
+        if self.clips is None:
+            return sample
+        after, flipped = self.clips.drawn(item, epoch), views[0].flipped
+        return self.clips.extend(sample, after, self.refiner, self.features, flipped, draw)
+
     def batches(self, epoch: int, first: int = 0) -> Iterator[list[Sample]]:
         """Return the batches of an epoch from a first one on, made ahead by threads.
 
@@ -125,9 +179,7 @@ class RefinerTask:
         """
 
         def make(item: Item) -> Sample:
-            flips = self._flips(item, epoch)
-            views = [self.view(one, flips) for one in self.items.together(item, epoch)]
-            return make_sample(self.config, self.refiner, self.features, views, epoch)
+            return self._sample(item, epoch)
 
         items, size = self.items.epoch(epoch), self.config.batch_size
         mine = self.team.batches(items, batch_sizes(len(items), size), first)
@@ -143,12 +195,15 @@ class RefinerTask:
         """
         losses, observed = [], []
         predicts = self.refiner.predicts_iou
-        for sample, (logits, ious) in zip(batch, model(batch), strict=True):
-            target, coarse = sample.target, sample.coarse
+        for sample, made in zip(batch, model(batch), strict=True):
+            logits, target, coarse = made.logits, sample.target, sample.coarse
             loss = refiner_loss(
-                logits, target, coarse, ious if predicts else None, self.config.loss
-            )
-            losses.append(loss.mean())
+                logits, target, coarse, made.ious if predicts else None, self.config.loss
+            ).mean()
+            if made.presence is not None:
+                there = target.flatten(1).amax(dim=1)
+                loss = loss + binary_cross_entropy_with_logits(made.presence.float(), there)
+            losses.append(loss)
             with torch.no_grad():
                 counts = [
                     confusion_counts(mask, target > 0.5).sum(0)
@@ -177,12 +232,35 @@ class RefinerTask:
             truth = torch.from_numpy(whole.label)
             mask = self._refined(number, item, whole)
             refined.append(confusion_counts(torch.from_numpy(mask), truth))
+            if self.clips is not None:
+                refined[-1] = refined[-1] + self._followed(number, item, whole)
             before = torch.from_numpy(lesion_pixels(whole.coarse))
             coarse.append(confusion_counts(before, truth))
         for _ in range(self.team.spare_rounds(len(items))):
             check()
         after, before = (mean_measures(self.team.gather(index, one)) for one in (refined, coarse))
         return after | {"coarse_dice": before["dice"]}
+
+    def _followed(self, number: int, item: Item, whole: Example) -> torch.Tensor:
+        """Return the confusion counts of the slices after a validation item's own."""
+        first = self.features.of(item.picture, False, lambda: whole.image)
+        stages, labels = [first], []
+        for case in self.clips.after(item.case) or self.clips.after(item.case, -1):
+            image, label = self.items.source.read(case)
+            stages.append(self.features.of(case, False, lambda image=image: image))
+            labels.append(torch.from_numpy(label) > 0)
+        if not lesion_pixels(whole.coarse).any():
+            masks = [torch.zeros_like(label) for label in labels]
+        else:
+            kinds = self.config.kinds
+            prompt = example_prompt(self.config, whole, kinds[number % len(kinds)], None)
+            masks = self.refiner.follow_stages(
+                [self.features.embedding(stage) for stage in stages], prompt
+            )
+        return sum(
+            (confusion_counts(*pair) for pair in zip(masks, labels, strict=True)),
+            torch.zeros_like(confusion_counts(labels[0], labels[0])) if labels else 0,
+        )
 
     def _refined(self, number: int, item: Item, whole: Example) -> np.ndarray:
         view = view_of(self.config, item, lambda: whole, flipped=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from ultrarefiner.datasets.phantoms.drawing import draw_scene
+from ultrarefiner.datasets.phantoms.drawing import Phantom, draw_scene
 from ultrarefiner.datasets.phantoms.files import is_malignant
 from ultrarefiner.io import item_seed, write_rows
 
@@ -46,16 +46,34 @@ def draw_volume(
     width = round(_WIDTH * size)
     scene = draw_scene(seed, size, malignant, lesions=int(lesion), width=width, normal_size=True)
     plain = draw_scene(seed, size, malignant, lesions=0, width=width).image
-    depth = cv2.distanceTransform(scene.mask.astype(np.uint8), cv2.DIST_L2, 5)
     middle = int(rng.integers(3, _SLICES - 3))
-    reach = float(rng.uniform(2.5, 4.5))
-    values = np.zeros((_SLICES, size, width), np.uint8)
+    return sweep(scene, plain, middle, float(rng.uniform(2.5, 4.5)), rng)
+
+
+def sweep(
+    scene: Phantom, plain: np.ndarray, middle: float, reach: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the slices of a sweep through lesions.
+
+    Args:
+        scene: What is seen in the middle of the lesions.
+        plain: uint8 (H, W), what is seen without them.
+        middle: Index of the slice in which they are largest.
+        reach: Slices from there to where the last of them ends.
+        rng: Noise of the slices.
+
+    Returns:
+        uint8 values and bool mask, both (12, H, W).
+    """
+    size = len(plain)
+    depth = cv2.distanceTransform(scene.mask.astype(np.uint8), cv2.DIST_L2, 5)
+    values = np.zeros((_SLICES, *plain.shape), np.uint8)
     masks = np.zeros(values.shape, bool)
     for index in range(_SLICES):
         away = abs(index - middle) / reach
         # A cut through a ball: full at its middle, nothing beyond its radius.
         inset = depth.max() * (1.0 - np.sqrt(max(0.0, 1.0 - away**2)))
-        if lesion and away < 1.0:
+        if scene.lesions and away < 1.0:
             masks[index] = depth > inset
         inside = cv2.GaussianBlur(masks[index].astype(np.float32), (0, 0), 0.03 * size)
         seen = plain + np.minimum(2.0 * inside, 1.0) * (scene.image.astype(np.float32) - plain)
