@@ -74,7 +74,7 @@ class Change:
 
     Attributes:
         key: The key as `config/README.md` has it; ` (sam)` follows one of a refiner family.
-        study: Which of the studies it is changed in: "deep" or "wide".
+        study: Which of the studies it is changed in: "deep", "wide" or "whole".
         values: The new values by their dotted paths; None: the key is left out.
         reruns: Rules of which a job runs that has run before.
         makes: Rules of which a new job runs.

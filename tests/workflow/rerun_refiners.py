@@ -246,6 +246,55 @@ FINETUNING = [
     *changes(_MIXED, SHOWN, {"threads": 2, "gpu": 2, "nodes": 2, "tensorboard": True}),
 ]
 
+# Of a study in which every dataset holds whole volumes.
+FOLLOWING = [
+    *changes(
+        "refiners.alone.",
+        REFINED,
+        _DECODED | _JITTERED,
+        within=("alone",),
+        study="whole",
+        family="medsam2",
+    ),
+    *changes(
+        "refiners.alone.",
+        REFINED,
+        {"precision": "bfloat16", "image_size": 1024},
+        makes={"embed_images"},
+        within=("alone",),
+        study="whole",
+        family="medsam2",
+    ),
+    # What is trained begins with the same weights, and so shares the embeddings.
+    *changes(
+        "refiners.alone.",
+        {"embed_images", *FINETUNED},
+        {"compile": True},
+        within=("alone", "taught", "_medsam2"),
+        study="whole",
+        family="medsam2",
+    ),
+    *changes(
+        "refiners.memory.",
+        REFINED,
+        {
+            "propagate": "masks",
+            "resize": "bilinear",
+            "key": "middle",
+            "objects": 2,
+            "reprompt": 0.5,
+            "largest_component": True,
+            "fill_holes": True,
+        },
+        within=("memory",),
+        study="whole",
+        family="medsam2",
+    ),
+    *changes(
+        "refiners.taught.finetune.", FINETUNED, {"clip": 3}, within=("taught",), study="whole"
+    ),
+]
+
 END_TO_END = [
     *changes(
         "end_to_end.joint.",

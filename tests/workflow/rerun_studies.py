@@ -1,4 +1,4 @@
-"""The two studies whose reruns are planned: one of every section, one of several datasets."""
+"""The studies whose reruns are planned: of every section, of several datasets, of whole volumes."""
 
 from __future__ import annotations
 
@@ -143,6 +143,29 @@ WIDE: dict[str, Any] = {
         },
     },
     "compare": {"coarse": ["unet"], "refine": {"tuned": ["box"]}},
+}
+
+WHOLE: dict[str, Any] = {
+    "run": "whole",
+    "device": "cpu",
+    "datasets": {"sweep": {"phantom": {}, "layout": "volumes"}},
+    "splits": {"folds": 2, "run": [0]},
+    "coarse": {"unet": {"model": "unet", "init": "random"}},
+    "prompts": {"box": {"kind": "box"}},
+    "refiners": {
+        "alone": {
+            "family": "medsam2",
+            "weights": "tiny.pth",
+            "mask_choice": "softmax",
+            "jitter": {"copies": 2},
+        },
+        "memory": {"family": "medsam2", "weights": "tiny.pth", "propagate": "memory"},
+        "taught": {"family": "medsam2", "weights": "tiny.pth", "finetune": {"data": "truth"}},
+    },
+    "compare": {
+        "coarse": ["unet"],
+        "refine": {"alone": ["box"], "memory": ["box"], "taught": ["box"]},
+    },
 }
 
 

@@ -29,7 +29,7 @@ from tests.workflow.rerun_effects import (
     VOLUMES,
     changes,
 )
-from tests.workflow.rerun_refiners import END_TO_END, FINETUNING, REFINERS
+from tests.workflow.rerun_refiners import END_TO_END, FINETUNING, FOLLOWING, REFINERS
 
 STUDY = [
     # A folder of its own: nothing of the other run is touched.
@@ -91,12 +91,16 @@ DATA = [
         within=("clinic", "both"),
         study="wide",
     ),
-    *changes(
-        "datasets.clinic.",
-        SHOWN,
-        {"export": "samed2d"},
-        makes={"export_samed2d"},
-        study="wide",
+    *(
+        row
+        for form in ("samed2d", "medsam2")
+        for row in changes(
+            "datasets.sweep.",
+            SHOWN,
+            {"export": form},
+            makes={"export_samed2d", "export_medsam2"},
+            study="whole",
+        )
     ),
     *changes(
         "datasets.sweep.",
@@ -289,5 +293,6 @@ TABLE = [
     *PROMPTS,
     *REFINERS,
     *FINETUNING,
+    *FOLLOWING,
     *END_TO_END,
 ]

@@ -16,6 +16,7 @@ from ultrarefiner.study.checks_data import data_problems
 from ultrarefiner.study.checks_end_to_end import end_to_end_problems
 from ultrarefiner.study.checks_finetune import finetune_problems
 from ultrarefiner.study.checks_sam_unet import sam_unet_problems
+from ultrarefiner.study.checks_volumes import volume_problems
 from ultrarefiner.study.naming import begins_without_weights
 from ultrarefiner.study.propagation import propagation_problems
 
@@ -34,6 +35,7 @@ def problems(config: StudyConfig) -> list[str]:
         *end_to_end_problems(config),
         *sam_unet_problems(config),
         *propagation_problems(config),
+        *volume_problems(config),
     ]
 
 

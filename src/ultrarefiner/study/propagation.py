@@ -24,11 +24,11 @@ def propagation_of(row: RefinerConfig) -> str:
     return parse_options(row.family, row.options).propagate
 
 
-def followed_slices(config: StudyConfig, run: str, dataset: str, refiner: str) -> list[str]:
-    """Return the table of the slices that a refiner follows; none for one that follows nothing."""
+def followed_slices(config: StudyConfig, run: str, dataset: str, refiner: str) -> str | list[str]:
+    """Return the table of the slices that a refiner follows; [] for one that follows nothing."""
     if propagation_of(config.refiners[refiner]) == "none":
         return []
-    return [f"results/{run}/{dataset}/volumes/slices.csv"]
+    return f"results/{run}/{dataset}/volumes/slices.csv"
 
 
 def propagation_problems(config: StudyConfig) -> Iterator[str]:
