@@ -100,7 +100,7 @@ def has_effect(option, kind):
     """Whether an option can do something to a kind: what the parts of its row say."""
     parts = PROMPTS[kind].parts
     if option == "components":
-        return "mask" not in parts
+        return True
     return ("box" if option == "expand" else "point") in parts
 
 

@@ -14,6 +14,7 @@ from ultrarefiner.errors import ConfigError, SplitError, WeightsError
 from ultrarefiner.io import file_sha256, read_rows
 from ultrarefiner.training.checkpoint import load_model
 from ultrarefiner.training.coarse import CoarseTask
+from ultrarefiner.training.counts import mean_measures, pooled
 from ultrarefiner.training.data import (
     CoarseData,
     TrainingBatches,
@@ -208,3 +209,13 @@ def test_every_augmentation_key_has_an_effect(key):
     assert not np.array_equal(target, label)
     if key != "rotate":
         assert np.array_equal(moved[..., 0], target)
+
+
+def test_slices_are_measured_as_volumes():
+    """A model that finds nothing is no better for a volume's empty slices."""
+    empty, missed = [0, 0, 0, 10], [0, 0, 4, 6]
+    counts = torch.tensor([empty, empty, missed, [3, 1, 1, 5]])
+    assert mean_measures(counts)["dice"] == pytest.approx((1 + 1 + 0 + 0.75) / 4)
+    wholes = pooled(counts, ["a", "b", "a", "b"])
+    assert wholes.tolist() == [[0, 0, 4, 16], [3, 1, 1, 15]]
+    assert mean_measures(wholes)["dice"] == pytest.approx(0.75 / 2)

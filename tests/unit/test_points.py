@@ -186,10 +186,23 @@ def test_a_mask_of_noise_gives_no_flood_of_prompts():
     [
         ("box", {"points": 2}, "points and negative have no effect on kind 'box'"),
         ("mask", {"negative": True}, "points and negative have no effect on kind 'mask'"),
-        ("mask+box", {"components": True}, r"components has no effect on kind 'mask\+box'"),
         ("point", {"points": 0}, "at least one"),
     ],
 )
 def test_options_without_effect_are_refused(kind, options, complaint):
     with pytest.raises(PromptError, match=complaint):
         prompt_from_mask(RECTANGLE, kind, **options)
+
+
+def test_a_mask_prompt_of_a_component_holds_nothing_of_the_others():
+    soft = np.where(TWO_LESIONS, 0.75, 0.25).astype(np.float32)
+    for mask in (TWO_LESIONS, soft):
+        prompts = prompt_from_mask(mask, "mask+point", components=True)
+        lesions = [prompt.mask >= 0.5 for prompt in prompts]
+        assert len(prompts) == 2
+        assert np.array_equal(lesions[0] | lesions[1], TWO_LESIONS)
+        assert not (lesions[0] & lesions[1]).any()
+        for prompt, lesion in zip(prompts, lesions, strict=True):
+            (x, y) = prompt.points[0].astype(int)
+            assert lesion[y, x]
+            assert prompt.mask.dtype == mask.dtype

@@ -96,10 +96,6 @@ class PromptConfig(Section):
         if self.noise and ((self.noise.box and not boxes) or (self.noise.point and not points)):
             key = "noise.box" if self.noise.box and not boxes else "noise.point"
             raise ValueError(f"{key} has no effect on kind '{self.kind}'")
-        if self.components and "mask" in self.kind:
-            raise ValueError(
-                f"components has no effect on kind '{self.kind}': a mask holds all components"
-            )
         if self.largest and not boxes:
             raise ValueError(f"largest has no effect on kind '{self.kind}': it has no box")
         if self.largest and self.components:

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field, PlainSerializer, StrictBool, model_validator
 
 from ultrarefiner.config import PromptConfig, Section
+from ultrarefiner.errors import PromptError
 from ultrarefiner.prompts.base import Prompt
 from ultrarefiner.prompts.crop import Window, window_of_mask
 from ultrarefiner.prompts.geometry import (
@@ -16,6 +17,7 @@ from ultrarefiner.prompts.geometry import (
     PromptKind,
     largest_component,
     lesion_components,
+    lesion_pixels,
     prompt_from_mask,
     tight_box,
 )
@@ -118,17 +120,35 @@ class PromptRecord(Shown):
             separate: Whether each part is a prompt of its own.
             mask: (H, W) bool or probability, for a record with a mask.
         """
-        made = []
-        for one in [self, *self.others] if self.parts else []:
+        made, all_shown = [], [self, *self.others] if self.parts else []
+        masks = [mask] * len(all_shown)
+        if self.mask is not None and self.others:
+            masks = self._masks(mask)
+        for one, own in zip(all_shown, masks, strict=True):
             parts = {
                 "box": {"box": one.box},
                 "point": {"points": one.points, "labels": one.labels},
-                "mask": {"mask": mask},
+                "mask": {"mask": own},
             }
             given = [parts[name] for name in sorted(self.parts)]
             joint = {key: value for part in given for key, value in part.items()}
             made += [Prompt(**part) for part in (given if separate else [joint])]
         return made
+
+    def _masks(self, mask: np.ndarray) -> list[np.ndarray]:
+        """Return what of a mask is in each component, in the order of the prompts.
+
+        Raises:
+            PromptError: The mask has other components than the one that the prompts were made from.
+        """
+        lesions = lesion_components(lesion_pixels(mask))
+        if len(lesions) != 1 + len(self.others):
+            raise PromptError(
+                f"{self.mask} has {len(lesions)} components, and {1 + len(self.others)} are "
+                "prompted: it is not the mask that prompts were made from, or at another threshold; "
+                "run make_prompts again, or leave out `components`"
+            )
+        return [np.where(one, mask, 0).astype(mask.dtype) for one in lesions]
 
 
 def parts_held(kind: PromptKind, empty: bool, on_empty: str) -> frozenset[str]:

@@ -257,7 +257,7 @@ def prompt_from_mask(
         A prompt in original pixels; for "both" a list of a box prompt and a point prompt; with
         ``components`` always a list. The box holds all lesion pixels; the points lie in the
         largest component, the first where it is deepest; the mask is the given one, probabilities
-        kept.
+        kept, and with ``components`` nothing of it outside the component.
 
     Raises:
         PromptError: The mask is empty, or no mask (what an empty mask means is the caller's choice);
@@ -269,8 +269,6 @@ def prompt_from_mask(
         raise PromptError(f"expand {expand:g} has no effect on kind '{kind}': it has no box")
     if (points != 1 or negative) and "point" not in row.parts:
         raise PromptError(f"points and negative have no effect on kind '{kind}': it has no point")
-    if components and "mask" in row.parts:
-        raise PromptError(f"components has no effect on kind '{kind}': a mask holds them all")
     if largest and (components or "box" not in row.parts):
         why = "beside components" if components else f"on kind '{kind}': it has no box"
         raise PromptError(f"largest has no effect {why}")
@@ -290,6 +288,15 @@ def prompt_from_mask(
     made = [
         prompt
         for one in found
-        for prompt in row.function(_Lesion(mask, one, ~lesion, expand, points, negative))
+        for prompt in row.function(
+            _Lesion(
+                np.where(one, mask, 0).astype(mask.dtype) if components else mask,
+                one,
+                ~lesion,
+                expand,
+                points,
+                negative,
+            )
+        )
     ]
     return made if components or row.separate else made[0]

@@ -44,6 +44,11 @@ def propagation_problems(config: StudyConfig) -> Iterator[str]:
         if way == "none":
             continue
         yield from _flat_datasets(name, config)
+        yield from (
+            f"compare.guarded: {method} follows volumes, and a guard judges single images; remove it"
+            for method in config.compare.guarded
+            if method in {f"{name}-{prompt}" for prompt in prompts}
+        )
         for prompt in prompts:
             if prompt in config.prompts:
                 yield from _unfit_prompt(name, way, prompt, config.prompts[prompt])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from ultrarefiner.runtime import seed_everything
 from ultrarefiner.training import console
 from ultrarefiner.training.checkpoint import licences, save_weights, versions
 from ultrarefiner.training.coarse_segmenter import predict
-from ultrarefiner.training.counts import confusion_counts, mean_measures
+from ultrarefiner.training.counts import confusion_counts, mean_measures, pooled
 from ultrarefiner.training.data import (
     CoarseData,
     Prepared,
@@ -52,7 +52,17 @@ log = logging.getLogger(__name__)
 
 
 class CoarseTask:
-    """Training of a coarse model, as the engine sees it."""
+    """Training of a coarse model, as the engine sees it.
+
+    Args:
+        model: The model.
+        train: Training cases.
+        validation: Validation cases.
+        config: Its configuration.
+        team: Who trains.
+        volumes: The volume of each validation case, which is measured as a whole; None: each case
+            is one by itself.
+    """
 
     def __init__(
         self,
@@ -61,7 +71,9 @@ class CoarseTask:
         validation: CoarseData,
         config: CoarseConfig,
         team: Team = ALONE,
+        volumes: Sequence[str] | None = None,
     ) -> None:
+        self.volumes = validation.cases if volumes is None else volumes
         self.model, self.validation, self.config, self.team = model, validation, config, team
         self._batches = TrainingBatches(
             train, config.augment, config.batch_size, config.seed, config.workers, team
@@ -100,7 +112,7 @@ class CoarseTask:
         return {name: means[name] for name in ("dice", "iou")}
 
     def validate(self, check: Check) -> dict[str, float]:
-        """Return means over the validation cases, masks compared at original size."""
+        """Return means over the validation cases, or their volumes, compared at original size."""
         team, size = self.team, self.config.batch_size
         share = team.share(len(self.validation))
         data, counts, losses = self.validation.part(share.start, share.stop), [], []
@@ -113,7 +125,8 @@ class CoarseTask:
             check()
         index = range(share.start, share.stop)
         loss = float(team.gather(index, losses).double().mean())
-        return mean_measures(team.gather(index, counts)) | {"loss": loss}
+        wholes = pooled(team.gather(index, counts), self.volumes)
+        return mean_measures(wholes) | {"loss": loss}
 
 
 def _starting_files(config: CoarseConfig) -> list[Path]:
@@ -219,7 +232,8 @@ def train_coarse(
         "%s",
         _header(config, name, trainset, fold, protocol, roles, architecture, net, settings, team),
     )
-    task = CoarseTask(net, train, validation, config, team)
+    volumes = source.volumes(validation.cases)
+    task = CoarseTask(net, train, validation, config, team, volumes)
     result = fit(task, settings, resume, history, team=team)
     if not team.is_first:
         return

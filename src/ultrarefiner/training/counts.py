@@ -7,6 +7,8 @@ number depends on how the cases were batched.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -49,6 +51,23 @@ def measures(counts: torch.Tensor) -> dict[str, torch.Tensor]:
         "recall": share(tp, tp + fn),
         "accuracy": share(tp + tn, tp + fp + fn + tn),
     }
+
+
+def pooled(counts: torch.Tensor, wholes: Sequence[str]) -> torch.Tensor:
+    """Add up the counts of the parts of each whole, such as the slices of each volume.
+
+    Measured one by one, slices without a lesion would be perfect for a model that finds nothing.
+
+    Args:
+        counts: int64 (N, 4), as ``confusion_counts`` gives them.
+        wholes: What each of the N is a part of.
+
+    Returns:
+        int64 (number of wholes, 4), in the order in which they first come.
+    """
+    places = {name: place for place, name in enumerate(dict.fromkeys(wholes))}
+    index = torch.tensor([places[name] for name in wholes], device=counts.device)
+    return counts.new_zeros((len(places), 4)).index_add_(0, index, counts)
 
 
 def mean_measures(counts: torch.Tensor) -> dict[str, float]:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ultrarefiner.config import AugmentConfig
 from ultrarefiner.datasets.loader import read_prepared
+from ultrarefiner.datasets.volumes import is_slice
 from ultrarefiner.errors import DatasetError
 from ultrarefiner.io import item_seed, read_rows
 from ultrarefiner.models import height_width
@@ -83,6 +84,18 @@ class PreparedCases:
             if not table.is_file():
                 raise DatasetError(f"{table} is not there; run prepare_dataset again")
             found |= {row["case"]: f"{name}/{row['image']}" for row in read_rows(table)}
+        return found
+
+    def volumes(self, cases: Sequence[str]) -> list[str]:
+        """Return the volume that each case is a slice of; a single image is its own.
+
+        Raises:
+            DatasetError: A folder has no table of cases.
+        """
+        images, found = self.images(), []
+        for case in cases:
+            volume, _, part = images[case].rpartition("#")
+            found.append(volume if is_slice(part) else case)
         return found
 
     def sizes(self, cases: Sequence[str]) -> list[tuple[int, int]]:
