@@ -1,3 +1,3 @@
 """UltraRefiner: breast-ultrasound lesion masks, refined and compared honestly."""
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"

@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from tests.sam_fixture import write_tiny_medsam2
+from tests.workflow.study import changed
 from ultrarefiner.errors import ConfigError, PromptError, UltraRefinerError
 from ultrarefiner.images import read_mask, write_mask
 from ultrarefiner.io import write_rows
@@ -16,6 +17,7 @@ from ultrarefiner.refine import load_refiner, parse_options
 from ultrarefiner.refine.linked import link_lesions
 from ultrarefiner.refine.propagation import Slices, key_slices, propagate
 from ultrarefiner.refine.volume_jobs import keep_largest, read_volume_cases
+from ultrarefiner.study import load_study
 
 DEPTH, HEIGHT, WIDTH = 8, 40, 48
 
@@ -188,3 +190,34 @@ def test_slices_and_volumes_come_to_the_frame_as_their_authors_have_it():
     assert (
         parse_options("medsam2", {"propagate": "memory", "resize": "bilinear"}).resize == "bilinear"
     )
+
+
+STUDY = {
+    "datasets": {"sweep": {"layout": "volumes", "phantom": {}}},
+    "coarse": {"net": {"model": "transunet_tiny", "init": "random"}},
+    "prompts": {
+        "box": {"kind": "box"},
+        "loose": {"kind": "box", "expand": 0.2},
+        "crop": {"kind": "box", "crop": {}},
+    },
+    "refiners": {"chain": {"family": "medsam2", "weights": "tiny.pth", "propagate": "masks"}},
+    "compare": {"coarse": ["net"], "refine": {"chain": ["box"]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"datasets__busi": {"phantom": {}}}, "dataset 'busi' holds single images"),
+        ({"compare__refine": {"chain": ["crop"]}}, "'crop' crops around each mask"),
+        ({"compare__refine": {"chain": ["loose"]}}, "'loose' has `expand`, which says nothing"),
+        (
+            {"compare__guarded": ["chain-box"]},
+            "chain-box follows volumes, and a guard judges single",
+        ),
+    ],
+)
+def test_studies_that_cannot_follow_are_refused(change, message):
+    assert load_study(STUDY).methods
+    with pytest.raises(ConfigError, match=message):
+        load_study(changed(STUDY, **change))

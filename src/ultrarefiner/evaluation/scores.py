@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,13 +195,30 @@ def read_scores(path: str | Path) -> list[Row]:
     Raises:
         UltraRefinerError: The file is absent, lacks a column, or a cell does not hold its type.
     """
+    return read_typed(path, SCORE_COLUMNS, _typed)
+
+
+def read_typed(
+    path: str | Path, columns: Sequence[str], typed: Callable[[dict[str, str]], Row]
+) -> list[Row]:
+    """Read a table whose cells have types.
+
+    Args:
+        path: The CSV file.
+        columns: Columns that it must have.
+        typed: Brings a row to its types; raises ValueError, TypeError or KeyError.
+
+    Raises:
+        UltraRefinerError: The file is absent, lacks a column, has no rows, or a cell does not hold
+            its type.
+    """
     cure = "Delete it and run again to make it anew."
     rows: list[Row] = []
     try:
         for row in each_row(path):
-            if not rows and (missing := [name for name in SCORE_COLUMNS if name not in row]):
+            if not rows and (missing := [name for name in columns if name not in row]):
                 raise UltraRefinerError(f"{path} lacks the columns {', '.join(missing)}. {cure}")
-            rows.append(_typed(row))
+            rows.append(typed(row))
     except OSError as error:
         raise UltraRefinerError(f"cannot read {path}: {error.strerror}. {cure}") from error
     except (KeyError, TypeError, ValueError) as error:

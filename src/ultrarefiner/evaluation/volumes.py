@@ -18,9 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ultrarefiner.datasets.parts import parse_part
-from ultrarefiner.datasets.tables import each_row
 from ultrarefiner.datasets.volume_records import VolumeRecord, stack_masks
-from ultrarefiner.errors import UltraRefinerError
 from ultrarefiner.evaluation.metrics import (
     assd,
     dice,
@@ -31,7 +29,7 @@ from ultrarefiner.evaluation.metrics import (
     recall,
     surface_distances,
 )
-from ultrarefiner.evaluation.scores import EVALUATIONS, MEMBERS, Row, plain
+from ultrarefiner.evaluation.scores import EVALUATIONS, MEMBERS, Row, plain, read_typed
 from ultrarefiner.evaluation.volume_masks import require_masks, volumes_of_part
 from ultrarefiner.io import write_rows
 
@@ -237,20 +235,7 @@ def read_volume_scores(path: str | Path) -> list[Row]:
         UltraRefinerError: The file is absent, lacks a column, has no rows, or a cell does not hold
             its type.
     """
-    cure = "Delete it and run again to make it anew."
-    rows: list[Row] = []
-    try:
-        for row in each_row(path):
-            if not rows and (missing := [name for name in VOLUME_COLUMNS if name not in row]):
-                raise UltraRefinerError(f"{path} lacks the columns {', '.join(missing)}. {cure}")
-            rows.append(_typed(row))
-    except OSError as error:
-        raise UltraRefinerError(f"cannot read {path}: {error.strerror}. {cure}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise UltraRefinerError(f"{path} has a cell that is no score: {error}. {cure}") from error
-    if not rows:
-        raise UltraRefinerError(f"{path} has no rows. {cure}")
-    return rows
+    return read_typed(path, VOLUME_COLUMNS, _typed)
 
 
 def _typed(row: dict[str, str]) -> Row:
