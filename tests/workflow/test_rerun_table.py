@@ -10,12 +10,12 @@ import pytest
 
 from tests.workflow.planner import Planner, pretend_to_run
 from tests.workflow.rerun_effects import SHOWN, VOLUMES
-from tests.workflow.rerun_studies import DEEP, WIDE, write_files
+from tests.workflow.rerun_studies import DEEP, WHOLE, WIDE, write_files
 from tests.workflow.rerun_table import TABLE
 from tests.workflow.study import ROOT, planned, run_snakemake
 from ultrarefiner.schema import table_text
 
-STUDIES = {"deep": DEEP, "wide": WIDE}
+STUDIES = {"deep": DEEP, "wide": WIDE, "whole": WHOLE}
 NEVER_AGAIN = {"all", "fetch_weights"}
 """Rules without a finished job: one has no output, the other one's is an input as soon as it is there."""
 EVERYWHERE = ("/report/", "/study.json", "/calibration/")
@@ -81,14 +81,14 @@ def test_every_key_has_a_row_and_every_row_a_key():
 
 
 def test_every_rule_is_in_a_study(finished):
-    deep, wide = finished.values()
+    deep, wide, _ = finished.values()
     listed = deep.planner.run(deep.folder, "--list-rules").splitlines()
     rules = {line for line in listed if line.isidentifier()}
     assert rules - deep.unchanged.rules - wide.unchanged.rules == NEVER_AGAIN
 
 
 def test_only_datasets_of_volumes_have_jobs_of_volumes(finished):
-    deep, wide = finished.values()
+    deep, wide, _ = finished.values()
     rules = VOLUMES | {"list_volumes", "export_medsam2"}
     assert not deep.unchanged.rules & rules
     made = [out for out in wide.unchanged.outputs if out.rule in rules]
