@@ -50,8 +50,9 @@ def set_trainable(sam: Sam, config: FinetuneConfig) -> TrainableSummary:
     """Let those parameters require a gradient that a config trains, in place.
 
     Whole parts first (``config.frozen``; a memory trains with ``config.clip``); then the last
-    blocks of a frozen encoder with its neck; then additions to frozen layers, which ``config.seed`` draws. What does not require a gradient
-    afterwards gets no optimizer entry, and ``engine.set_train_mode`` keeps it in eval mode.
+    blocks of a frozen encoder with its neck; then additions to frozen layers, which ``config.seed``
+    draws. What does not require a gradient afterwards gets no optimizer entry, and
+    ``engine.set_train_mode`` keeps it in eval mode.
 
     Args:
         sam: The model, without additions.
