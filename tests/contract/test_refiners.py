@@ -340,5 +340,5 @@ def test_what_is_no_image_or_no_prompt_is_refused(refiner, embedding, image):
 
 
 def test_an_unknown_family_names_the_known_ones():
-    with pytest.raises(ConfigError, match="grabcut, mobile_sam, sam"):
+    with pytest.raises(ConfigError, match="grabcut, medsam2, mobile_sam, sam"):
         load_refiner("grab")

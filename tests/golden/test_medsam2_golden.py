@@ -223,6 +223,7 @@ def test_a_volume_from_a_point(segmenter, encoded, golden_volume):
         compare(segmenter, golden_volume, "ct_point.fwd", tracked)
 
 
+@pytest.mark.slow
 def test_two_objects_from_masks(segmenter, encoded, golden_volume):
     other = np.zeros((HEIGHT, WIDTH), dtype=bool)
     other[70:88, 8:30] = True
@@ -237,6 +238,7 @@ def test_two_objects_from_masks(segmenter, encoded, golden_volume):
         decoder.dynamic_multimask_via_stability = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "bias"), [("noobj", None), ("noobj_neg10", -10.0)])
 def test_an_object_that_is_absent(segmenter, encoded, golden_volume, group, bias):
     drawn = torch.from_numpy(np.ascontiguousarray(formula_tensor(PRESENCE, (1,))))
@@ -252,6 +254,7 @@ def test_an_object_that_is_absent(segmenter, encoded, golden_volume, group, bias
         last.data.copy_(kept)
 
 
+@pytest.mark.slow
 def test_segment_volume_is_the_union_of_both_ways(segmenter, golden_volume):
     masks = segmenter.segment_volume(volume(), {KEY: Prompt(box=golden_volume["box"])})
     size = DEPTH * HEIGHT * WIDTH

@@ -274,7 +274,7 @@ WRONG = [
     (
         {"new": refiner("mobile_sam", "own.pt", unfreeze_last=2)},
         {},
-        ("new.finetune.unfreeze_last", "mobile_sam", "TinyViT"),
+        ("new.finetune.unfreeze_last", "mobile_sam", "no row of equal blocks"),
     ),
     (
         {"new": refiner("mobile_sam", "own.pt", **LORA)},

@@ -18,6 +18,8 @@ from ultrarefiner.io import file_sha256, read_rows, write_json, write_rows
 from ultrarefiner.prompts.entries import prompt_record
 from ultrarefiner.refine.jobs import embed_images, refine_masks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(one_thread, tmp_path_factory):

@@ -19,6 +19,7 @@ from tests.lesions import (
 )
 from ultrarefiner.config import NEGATIVE_REACH
 from ultrarefiner.errors import ConfigError, PromptError
+from ultrarefiner.models import mask_prompts
 from ultrarefiner.prompts import points
 from ultrarefiner.prompts.geometry import deepest_point, expand_box, tight_box, whole_box
 from ultrarefiner.prompts.soft import (
@@ -30,7 +31,6 @@ from ultrarefiner.prompts.soft import (
     soft_box,
     soft_point,
 )
-from ultrarefiner.refine import sam_prompts
 
 DRAWN = [RECTANGLE, CRESCENT, TWO_LESIONS, AT_THE_CORNER, ONE_PIXEL, DIAGONAL, EVERYTHING]
 SEEDS = st.integers(0, 20_000)
@@ -268,7 +268,7 @@ def test_half_precision_around_it_changes_nothing(name):
 def test_mask_prompts_stand_where_those_of_a_finished_mask_do():
     """The one rule of both: of a mask that fills the frame they are the same but for resizing."""
     mask = np.kron(TWO_LESIONS, np.ones((8, 8))).astype(np.float32)
-    finished = sam_prompts.mask_prompt_logits(mask, mask.shape, len(mask), 8)
+    finished = mask_prompts.mask_prompt_logits(mask, mask.shape, len(mask), 8)
     assert torch.equal(mask_prompt_logits(torch.from_numpy(mask)[None], 8), finished)
     assert probability_logits(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-10, 0, 10]
 

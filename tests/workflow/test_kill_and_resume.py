@@ -108,6 +108,7 @@ def test_another_learning_rate_starts_over_and_says_why(folder):
     assert len(history) == 3
 
 
+@pytest.mark.slow
 def test_a_training_that_outlived_its_snakemake_is_named_and_not_disturbed(prepared, folder):
     _, weights = prepared
     run, orphan = start(folder)

@@ -87,14 +87,20 @@ class PreparedCases:
         return found
 
     def volumes(self, cases: Sequence[str]) -> list[str]:
-        """Return the volume that each case is a slice of; a single image is its own.
+        """Return the volume that each case is a slice of, as the tables of cases say.
 
-        Raises:
-            DatasetError: A folder has no table of cases.
+        A case that no table says to be a slice is a volume of its own.
         """
-        images, found = self.images(), []
+        tables = [folder / "cases.csv" for folder in self.folders.values()]
+        images = {
+            row["case"]: row["image"]
+            for table in tables
+            if table.is_file()
+            for row in read_rows(table)
+        }
+        found = []
         for case in cases:
-            volume, _, part = images[case].rpartition("#")
+            volume, _, part = images.get(case, "").rpartition("#")
             found.append(volume if is_slice(part) else case)
         return found
 
