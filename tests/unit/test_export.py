@@ -186,7 +186,9 @@ def test_a_model_is_not_saved_as_what_it_is_not(published, tmp_path):
         save_sam(tmp_path / "x.safetensors", sam, "sam", {"family": "ultrasam"})
     with pytest.raises(ConfigError, match="unknown SAM family 'samm'"):
         save_sam(tmp_path / "x.safetensors", sam, "samm")
-    with pytest.raises(ConfigError, match="unknown layout 'onnx'; known: medsam2, sam, sam_unet, ultrasam"):
+    with pytest.raises(
+        ConfigError, match="unknown layout 'onnx'; known: medsam2, sam, sam_unet, ultrasam"
+    ):
         export_sam(published["sam"], "sam", tmp_path / "x.pth", "onnx")
     assert not list(tmp_path.iterdir())
 
