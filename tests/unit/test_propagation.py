@@ -129,8 +129,11 @@ def test_a_volume_without_memory_is_prompted_slices_alone(weights, volume):
     assert alone[2].any()
     assert not np.delete(alone, 2, axis=0).any()
     assert np.array_equal(alone[2], segmenter.segment_volume(volume[0], prompts)[2])
-    with pytest.raises(PromptError, match="uint8"):
-        segmenter.segment_volume(volume[0].astype(float), prompts)
+    shares = volume[0] / 255.0
+    assert np.array_equal(alone, segmenter.segment_volume(shares, prompts, propagate=False))
+    for wrong in (shares + 1, shares * np.nan, volume[0].astype(np.int16), volume[0][0]):
+        with pytest.raises(PromptError, match=r"uint8 or of floats in \[0, 1\]"):
+            segmenter.segment_volume(wrong, prompts)
     with pytest.raises(PromptError, match=r"slices \[9\] are prompted, and the volume has 8"):
         segmenter.segment_volume(volume[0], {9: prompts[2]})
     with pytest.raises(PromptError, match="without prompts"):

@@ -162,7 +162,8 @@ class VolumeSegmenter:
         slice is segmented by itself, and all others are empty.
 
         Args:
-            volume: uint8 (D, H, W) gray or (D, H, W, 3) RGB; slices along the first axis.
+            volume: (D, H, W) gray or (D, H, W, 3) RGB, slices along the first axis; uint8, or
+                floats in [0, 1], which become 0 to 255.
             prompts: By slice, one prompt for each object, in pixels of the slice.
             propagate: Whether to follow objects through the volume.
             mask_as_result: A mask prompt without points and box is the result on its slice, as SAM 2
@@ -231,7 +232,9 @@ class VolumeSegmenter:
                     yield (start, bool(reverse)), tracked
 
     def encode(self, pixels: np.ndarray) -> torch.Tensor:
-        """Encode a slice, uint8 (H, W) or (H, W, 3), to packed maps (1, 4 C, grid, grid)."""
+        """Encode a slice, (H, W) or (H, W, 3) of uint8 or floats in [0, 1], to packed maps."""
+        if pixels.dtype.kind == "f":
+            pixels = np.rint(pixels * 255.0).astype(np.uint8)
         image = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
         return self.model.image_encoder(self.model.input_tensor(image, "bicubic")).float()
 
@@ -291,10 +294,12 @@ def embed_prompt(
 
 def _require_volume(volume: np.ndarray, prompts: Mapping[int, Prompt | Sequence[Prompt]]) -> None:
     gray = volume.ndim == 3 or (volume.ndim == 4 and volume.shape[3] == 3)
-    if volume.dtype != np.uint8 or not gray:
+    shares = volume.dtype.kind == "f" and volume.size and volume.min() >= 0 and volume.max() <= 1
+    if not gray or not (volume.dtype == np.uint8 or shares):
         raise PromptError(
-            f"a volume must be uint8 (D, H, W) or (D, H, W, 3), got {volume.dtype} {volume.shape}; "
-            "bring its gray levels to 0..255, slices along the first axis"
+            f"a volume must be (D, H, W) or (D, H, W, 3) of uint8 or of floats in [0, 1], got "
+            f"{volume.dtype} {volume.shape}; bring its gray levels there, slices along the first "
+            "axis"
         )
     if not prompts or any(not isinstance(one, Prompt) and not one for one in prompts.values()):
         raise PromptError("a volume cannot be segmented without prompts, and a slice has none")
