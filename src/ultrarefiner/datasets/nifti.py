@@ -30,7 +30,7 @@ from ultrarefiner.datasets.base import (
     shorten,
 )
 from ultrarefiner.datasets.reading import map_cases
-from ultrarefiner.datasets.volume_files import named_volumes, warn_of_turned
+from ultrarefiner.datasets.volume_files import named_volumes, paired_names, warn_of_turned
 from ultrarefiner.datasets.volumes import (
     VOLUME_SUFFIXES,
     Volume,
@@ -235,13 +235,8 @@ def _two_folders(listing: Listing, options: NiftiOptions) -> list[_Pair]:
     home = listing.folder
     images = named_volumes(listing, home / options.images, options.image_suffix, VOLUME_SUFFIXES)
     masks = named_volumes(listing, home / options.masks, "", VOLUME_SUFFIXES)
-    for name in sorted(images.keys() - masks.keys()):
-        wanted = str(listing.folder / options.masks / f"{name}.nii.gz")
-        listing.problems.append(missing_mask(images[name], wanted))
-    for name in sorted(masks.keys() - images.keys()):
-        wanted = listing.folder / options.images / f"{name}{options.image_suffix}.nii.gz"
-        listing.problems.append(missing_image(masks[name], str(wanted)))
-    both = sorted(images.keys() & masks.keys())
+    homes = home / options.images, home / options.masks
+    both = paired_names(listing, images, masks, homes, (options.image_suffix, ""))
     return [_Pair(name, images[name], masks[name]) for name in both]
 
 

@@ -25,8 +25,6 @@ from ultrarefiner.datasets.base import (
     Reader,
     inside_root,
     locate_folder,
-    missing_image,
-    missing_mask,
     one_group,
     shorten,
 )
@@ -36,6 +34,7 @@ from ultrarefiner.datasets.volume_files import (
     ENDS,
     VolumeGeometry,
     named_volumes,
+    paired_names,
     read_geometry,
     read_values,
     warn_of_turned,
@@ -198,14 +197,9 @@ def _pairs(listing: Listing, options: UnetVolumeOptions) -> list[_Pair]:
     else:
         images = named_volumes(listing, homes[0], "")
         masks = named_volumes(listing, homes[1], options.gt_suffix)
-    for name in sorted(images.keys() - masks.keys()):
-        wanted = homes[1] / f"{name}{options.gt_suffix}.nii.gz"
-        listing.problems.append(missing_mask(images[name], str(wanted)))
-    for name in sorted(masks.keys() - images.keys()):
-        listing.problems.append(missing_image(masks[name], str(homes[0] / f"{name}.nii.gz")))
+    both = paired_names(listing, images, masks, homes, ("", options.gt_suffix))
     if not images and not masks:
         listing.problems.append(f"{homes[0]}: holds no volumes ({', '.join(ENDS)})")
-    both = sorted(images.keys() & masks.keys())
     return [_Pair(name, images[name], masks[name]) for name in both]
 
 

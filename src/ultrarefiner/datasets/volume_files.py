@@ -17,7 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner.datasets.base import Listing, list_folder, shorten
+from ultrarefiner.datasets.base import (
+    Listing,
+    list_folder,
+    missing_image,
+    missing_mask,
+    shorten,
+)
 from ultrarefiner.datasets.volumes import VolumeHeader
 from ultrarefiner.errors import DatasetError
 from ultrarefiner.io import atomic_path
@@ -67,6 +73,31 @@ class _Opened:
 
     geometry: VolumeGeometry
     image: Any = field(repr=False)
+
+
+def paired_names(
+    listing: Listing,
+    images: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    homes: tuple[Path, Path],
+    suffixes: tuple[str, str],
+) -> list[str]:
+    """Return the names that have both a volume and a mask; of the others the listing is told.
+
+    Args:
+        listing: Takes the problems.
+        images: Volumes by name.
+        masks: Masks by name.
+        homes: Folder of the volumes, and of the masks.
+        suffixes: What follows the name in a volume's file, and in a mask's.
+    """
+    for name in sorted(images.keys() - masks.keys()):
+        wanted = homes[1] / f"{name}{suffixes[1]}.nii.gz"
+        listing.problems.append(missing_mask(images[name], str(wanted)))
+    for name in sorted(masks.keys() - images.keys()):
+        wanted = homes[0] / f"{name}{suffixes[0]}.nii.gz"
+        listing.problems.append(missing_image(masks[name], str(wanted)))
+    return sorted(images.keys() & masks.keys())
 
 
 def named_volumes(
