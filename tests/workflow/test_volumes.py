@@ -131,7 +131,9 @@ def test_masks_lie_on_their_volumes(finished):
         mask = nibabel.load(path)
         source = read_geometry(finished / sources[path.name.removesuffix(".nii.gz")])
         assert mask.shape == source.size
-        assert np.array_equal(mask.affine, source.affine)
+        # To the bit where the source is NIfTI; a NRRD file has more digits than NIfTI can hold.
+        tolerance = 0.0 if ".nii" in source.path.name else 1e-6
+        np.testing.assert_allclose(mask.affine, source.affine, rtol=tolerance, atol=0.0)
         assert set(np.unique(mask.dataobj)) <= {0, 1}
 
 
@@ -145,4 +147,4 @@ def test_the_report_shows_it_all(finished):
 
 
 def test_a_finished_study_plans_nothing(finished):
-    assert "Nothing to be done" in run_snakemake(finished, "--dry-run").stderr
+    assert "Nothing to be done" in run_snakemake(finished, "--dry-run")
