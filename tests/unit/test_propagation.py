@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -94,7 +96,12 @@ def test_each_lesion_has_its_key_slice(weights, volume):
 
 def test_memory_goes_from_the_key_slices_to_both_ends(weights, volume):
     refiner = refiner_of(weights, propagate="memory")
-    found = list(propagate(refiner, slices_of(refiner, volume)))
+    slices, embedded = slices_of(refiner, volume), []
+    embed = slices.embedding
+    slices = replace(slices, embedding=lambda index: embedded.append(index) or embed(index))
+    found = list(propagate(refiner, slices))
+    # Each slice once for each of the two lesions, the key slices too.
+    assert sorted(embedded) == sorted([*range(DEPTH), *range(DEPTH)])
     assert [one.index for one in found] == [2, 3, 4, 5, 6, 7, 1, 0, 5, 6, 7, 4, 3, 2, 1, 0]
     assert [one.index for one in found if one.prompts] == [2, 5]
     masks = np.zeros_like(volume[1])
@@ -136,6 +143,12 @@ def test_a_volume_without_memory_is_prompted_slices_alone(weights, volume):
             segmenter.segment_volume(wrong, prompts)
     with pytest.raises(PromptError, match=r"slices \[9\] are prompted, and the volume has 8"):
         segmenter.segment_volume(volume[0], {9: prompts[2]})
+    with pytest.raises(PromptError, match=r"mask is \(5, 5\) and the image \(40, 48\)"):
+        segmenter.segment_volume(volume[0], {2: Prompt(mask=np.ones((5, 5), dtype=bool))})
+    with pytest.raises(PromptError, match=r"point \(99, 2\) is outside"):
+        segmenter.segment_volume(volume[0], {2: Prompt(points=[[99, 2]], labels=[1])})
+    with pytest.raises(PromptError, match=r"logits of shape \(32, 32\)"):
+        segmenter.segment_volume(volume[0], {2: Prompt(mask_logits=np.ones((8, 8)))})
     with pytest.raises(PromptError, match="without prompts"):
         segmenter.segment_volume(volume[0], {2: []})
 

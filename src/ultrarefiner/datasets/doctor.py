@@ -132,7 +132,8 @@ def examine_dataset(
         if not isinstance(result, DatasetError):
             readable.append(result)
         elif case.id not in decisions.excluded:
-            errors += result.problems
+            # A volume that cannot be read is said once, not for each of its slices.
+            errors += [problem for problem in result.problems if problem not in errors]
     shown = {item.case.picture for item in readable if item.empty is None}
     counts = count_cases(listing, len(shown))
     findings = [item for item in readable if item.case.id not in decisions.excluded]

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from ultrarefiner.datasets.parts import parse_part, read_part
-from ultrarefiner.datasets.splits import ROLES, read_split
+from ultrarefiner.datasets.parts import exported_roles
 from ultrarefiner.datasets.volume_records import VolumeRecord, read_volumes, stack_masks
 from ultrarefiner.errors import DatasetError, SplitError, first_names
 from ultrarefiner.images import read_gray
@@ -60,7 +59,7 @@ def export_medsam2(
             has slices of two roles.
         DatasetError: A prepared file is missing, or a volume has more than 255 lesions.
     """
-    roles = _roles(table, part)
+    roles = exported_roles(table, part)
     records = read_volumes(volumes, slices)
     chosen = {
         name: role
@@ -86,17 +85,6 @@ def export_medsam2(
             first_names(left_out),
         )
     _log.info("%s: %d volumes written", part, len(listed))
-
-
-def _roles(table: str | Path, part: str) -> dict[str, str]:
-    """Return the role of each case; of two roles the one that is scored."""
-    wanted = parse_part(part)
-    if part == "unseen":
-        return dict.fromkeys(read_part(table, part), "unseen")
-    if wanted.evaluation != "folds":
-        raise SplitError(f"'{part}' cannot be exported; parts to export are fold0, ... and unseen")
-    split = read_split(table, wanted.fold)
-    return {case: role for role in ROLES for case in split[role]}
 
 
 def _role(record: VolumeRecord, roles: Mapping[str, str], table: str | Path) -> str | None:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ultrarefiner.datasets.splits import read_split
+from ultrarefiner.datasets.splits import ROLES, read_split
 from ultrarefiner.errors import SplitError
 from ultrarefiner.io import read_rows
 
@@ -89,3 +89,22 @@ def read_part(path: str | Path, part: str) -> list[str]:
             )
         )
     return cases
+
+
+def exported_roles(table: str | Path, part: str) -> dict[str, str]:
+    """Return the role of each case of a part that can be exported; of two the one that is scored.
+
+    Args:
+        table: Table of the part, as ``read_part`` takes it.
+        part: ``fold0`` and so on, or ``unseen``.
+
+    Raises:
+        SplitError: The part is another one, or the table does not have it.
+    """
+    wanted = parse_part(part)
+    if part == "unseen":
+        return dict.fromkeys(read_part(table, part), "unseen")
+    if wanted.evaluation != "folds":
+        raise SplitError(f"'{part}' cannot be exported; parts to export are fold0, ... and unseen")
+    split = read_split(table, wanted.fold)
+    return {case: role for role in ROLES for case in split[role]}

@@ -111,7 +111,7 @@ def prepare_dataset(
 
         for result in map_cases(prepare, wanted):
             if isinstance(result, DatasetError):
-                problems += result.problems
+                problems += [one for one in result.problems if one not in problems]
             else:
                 done.append(result)
         kept = [item for item in done if item.excluded is None]

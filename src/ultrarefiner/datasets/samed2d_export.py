@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ultrarefiner.datasets.loader import CaseRow, read_cases
-from ultrarefiner.datasets.parts import parse_part, read_part
+from ultrarefiner.datasets.parts import exported_roles
 from ultrarefiner.datasets.samed2d_tables import TABLES
-from ultrarefiner.datasets.splits import ROLES, read_split
-from ultrarefiner.errors import DatasetError, SplitError, first_names
+from ultrarefiner.errors import DatasetError, first_names
 from ultrarefiner.io import atomic_directory, write_json, write_rows
 
 COLUMNS = ["case", "image", "mask", "role", "patient", "group", "label"]
@@ -49,7 +48,7 @@ def export_samed2d(prepared: str | Path, table: str | Path, part: str, output: s
         DatasetError: A case of the table has not been prepared.
     """
     prepared = Path(prepared)
-    roles = _roles(table, part)
+    roles = exported_roles(table, part)
     rows = {row.case: row for row in read_cases(prepared / "cases.csv")}
     if absent := sorted(set(roles) - set(rows)):
         raise DatasetError(
@@ -68,17 +67,6 @@ def export_samed2d(prepared: str | Path, table: str | Path, part: str, output: s
         write_rows(folder / "cases.csv", COLUMNS, listed)
         write_json(folder / "dataset.json", _about(part, listed))
     _log.info("%s: %d masks written", part, len(listed))
-
-
-def _roles(table: str | Path, part: str) -> dict[str, str]:
-    """Return the role of each case; of two roles the one that is scored."""
-    wanted = parse_part(part)
-    if part == "unseen":
-        return dict.fromkeys(read_part(table, part), "unseen")
-    if wanted.evaluation != "folds":
-        raise SplitError(f"'{part}' cannot be exported; parts to export are fold0, ... and unseen")
-    split = read_split(table, wanted.fold)
-    return {case: role for role in ROLES for case in split[role]}
 
 
 def _write_part(

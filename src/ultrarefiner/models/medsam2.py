@@ -19,6 +19,7 @@ from ultrarefiner.models.medsam2_tracking import Tracked, TrackedPrompt, Tracker
 from ultrarefiner.models.sam import scale_coordinates
 from ultrarefiner.models.state_dict import Layout, misfits, read_state_dict, refuse_foreign
 from ultrarefiner.prompts.base import Prompt
+from ultrarefiner.prompts.fit import require_fit
 from ultrarefiner.runtime import choose_device
 
 IMAGE_SIZE = 512
@@ -213,6 +214,10 @@ class VolumeSegmenter:
         depth, image_hw = len(volume), tuple(volume.shape[1:3])
         for start, given in prompts.items():
             several = [given] if isinstance(given, Prompt) else list(given)
+            for one in several:
+                require_fit(one, image_hw)
+            key = self.encode(volume[start])
+            queries = [self.embed(one, image_hw, mask_as_result) for one in several]
             ways = (
                 [range(start, depth), range(start, -1, -1)]
                 if propagate
@@ -223,12 +228,10 @@ class VolumeSegmenter:
                     continue
                 tracker = Tracker(self.model, depth, bool(reverse))
                 for index in way:
-                    features = self.encode(volume[index])
                     if index == start:
-                        queries = [self.embed(one, image_hw, mask_as_result) for one in several]
-                        tracked = tracker.prompt(index, features, queries)
+                        tracked = tracker.prompt(index, key, queries)
                     else:
-                        tracked = tracker.step(index, features)
+                        tracked = tracker.step(index, self.encode(volume[index]))
                     yield (start, bool(reverse)), tracked
 
     def encode(self, pixels: np.ndarray) -> torch.Tensor:
@@ -241,55 +244,55 @@ class VolumeSegmenter:
     def embed(
         self, prompt: Prompt, image_hw: tuple[int, int], mask_as_result: bool = False
     ) -> TrackedPrompt:
-        """Bring a prompt in pixels of a slice to the model's frame, and embed it."""
-        side = self.model.architecture.image_size
-        return embed_prompt(self.model, prompt, image_hw, (side, side), mask_as_result)
+        """Bring a prompt in pixels of a slice to the model's frame, and embed it.
 
+        Args:
+            prompt: The prompt.
+            image_hw: (height, width) of the slice.
+            mask_as_result: See ``segment_volume``.
 
-def embed_prompt(
-    model: MedSam2,
-    prompt: Prompt,
-    image_hw: tuple[int, int],
-    frame_hw: tuple[int, int],
-    mask_as_result: bool = False,
-) -> TrackedPrompt:
-    """Bring a prompt in pixels of an image to the model's frame, and embed it.
+        Raises:
+            PromptError: Its logits are not of the model's size.
+        """
+        model, side = self.model, self.model.architecture.image_size
+        frame_hw = side, side
 
-    Args:
-        model: The model.
-        prompt: The prompt.
-        image_hw: (height, width) of the image.
-        frame_hw: That of the frame.
-        mask_as_result: See ``VolumeSegmenter.segment_volume``.
-    """
+        def placed(coordinates: np.ndarray) -> torch.Tensor:
+            scaled = scale_coordinates(coordinates, image_hw, frame_hw)
+            return torch.as_tensor(scaled, dtype=torch.float32, device=model.device)
 
-    def placed(coordinates: np.ndarray) -> torch.Tensor:
-        scaled = scale_coordinates(coordinates, image_hw, frame_hw)
-        return torch.as_tensor(scaled, dtype=torch.float32, device=model.device)
-
-    grid = 4 * model.architecture.grid
-    points = None if prompt.points is None else placed(prompt.points)
-    box = None if prompt.box is None else placed(prompt.box.reshape(2, 2)).ravel()
-    mask = None
-    if prompt.mask_logits is not None:
-        mask = torch.as_tensor(prompt.mask_logits, dtype=torch.float32).reshape(1, grid, grid)
-    elif prompt.mask is not None:
-        mask = mask_prompt_logits(prompt.mask, frame_hw, frame_hw[0], grid)[0]
-    sparse, dense = model.prompt_tokens(
-        points,
-        None if prompt.labels is None else torch.as_tensor(np.asarray(prompt.labels)),
-        box,
-        None if mask is None else mask.to(model.device),
-    )
-    result = None
-    if mask_as_result and prompt.mask is not None and points is None and box is None:
-        result = torch.as_tensor(np.asarray(prompt.mask), dtype=torch.float32)[None, None]
-        result = nn.functional.interpolate(
-            result.to(model.device), frame_hw, mode="bilinear", align_corners=False, antialias=True
+        grid = 4 * model.architecture.grid
+        points = None if prompt.points is None else placed(prompt.points)
+        box = None if prompt.box is None else placed(prompt.box.reshape(2, 2)).ravel()
+        mask = None
+        if prompt.mask_logits is not None:
+            if np.size(prompt.mask_logits) != grid * grid:
+                raise PromptError(
+                    f"mask_logits have shape {np.shape(prompt.mask_logits)}; this model takes "
+                    f"logits of shape {(grid, grid)}. Give `mask` in the slice's own pixels to have them made."
+                )
+            mask = torch.as_tensor(prompt.mask_logits, dtype=torch.float32).reshape(1, grid, grid)
+        elif prompt.mask is not None:
+            mask = mask_prompt_logits(prompt.mask, frame_hw, frame_hw[0], grid)[0]
+        sparse, dense = model.prompt_tokens(
+            points,
+            None if prompt.labels is None else torch.as_tensor(np.asarray(prompt.labels)),
+            box,
+            None if mask is None else mask.to(model.device),
         )
-        result = (result >= 0.5).float()
-    count = (0 if points is None else len(points)) + (0 if box is None else 2)
-    return TrackedPrompt(sparse, dense, count, result)
+        result = None
+        if mask_as_result and prompt.mask is not None and points is None and box is None:
+            result = torch.as_tensor(np.asarray(prompt.mask), dtype=torch.float32)[None, None]
+            result = nn.functional.interpolate(
+                result.to(model.device),
+                frame_hw,
+                mode="bilinear",
+                align_corners=False,
+                antialias=True,
+            )
+            result = (result >= 0.5).float()
+        count = (0 if points is None else len(points)) + (0 if box is None else 2)
+        return TrackedPrompt(sparse, dense, count, result)
 
 
 def _require_volume(volume: np.ndarray, prompts: Mapping[int, Prompt | Sequence[Prompt]]) -> None:

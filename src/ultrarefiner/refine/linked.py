@@ -56,12 +56,10 @@ class LinkedLesions:
 
         Lesions of fewer voxels than ``SPECK`` of the largest are left out, and those after ``most``.
         """
-        sizes = {
-            root: sum(self.pixels[one] for one in nodes) for root, nodes in self.members().items()
-        }
+        members = self.members()
+        sizes = {root: sum(self.pixels[one] for one in nodes) for root, nodes in members.items()}
         least = SPECK * max(sizes.values(), default=0)
         kept = [root for root, size in sizes.items() if size >= least]
-        members = self.members()
         return [
             members[root] for root in sorted(kept, key=lambda root: (-sizes[root], root))[:most]
         ]

@@ -69,6 +69,11 @@ class MedSam2Refiner(SamRefiner):
         out = self.sam.decode(image, finer, sparse, dense, self._positions, multimask)
         return out.logits, out.ious
 
+    def tracked_prompt(self, query: Query) -> TrackedPrompt:
+        """Return a prompt in the model's frame as a tracker takes it."""
+        points = 0 if query.points is None else len(query.points)
+        return TrackedPrompt(*self._encoded(query), points + (0 if query.box is None else 2))
+
     def follow_clip(
         self, features: torch.Tensor, query: Query
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -84,10 +89,7 @@ class MedSam2Refiner(SamRefiner):
             and logits (S,) of its being there.
         """
         tracker = Tracker(self.sam, len(features))
-        points = 0 if query.points is None else len(query.points)
-        sparse, dense = self._encoded(query)
-        prompt = TrackedPrompt(sparse, dense, points + (0 if query.box is None else 2))
-        found = [tracker.prompt(0, features[:1], [prompt])]
+        found = [tracker.prompt(0, features[:1], [self.tracked_prompt(query)])]
         found += [
             tracker.step(index, features[index : index + 1]) for index in range(1, len(features))
         ]

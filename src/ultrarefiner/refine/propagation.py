@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy import ndimage
 
 from ultrarefiner.errors import PromptError
-from ultrarefiner.models.medsam2 import embed_prompt
 from ultrarefiner.models.medsam2_tracking import Tracked, Tracker
 from ultrarefiner.prompts.base import Prompt
+from ultrarefiner.prompts.fit import require_fit
 from ultrarefiner.prompts.geometry import PROMPTS, lesion_pixels, prompt_from_mask
-from ultrarefiner.refine.base import Refinement, require_fit
+from ultrarefiner.refine.base import Refinement
 from ultrarefiner.refine.embeddings import SamEmbedding
 from ultrarefiner.refine.linked import LinkedLesions, Node, link_lesions
 from ultrarefiner.refine.medsam2 import MedSam2Refiner
@@ -81,12 +81,21 @@ def propagate(refiner: MedSam2Refiner, slices: Slices) -> Iterator[Found]:
     logger.info("%s: key slices %s of %d", slices.name, keys or "none", slices.count)
     follow = _by_memory if options.propagate == "memory" else _by_masks
     for key in keys:
-        yield from follow(refiner, slices, key, range(key, slices.count))
+        held = _holding(slices, key)
+        yield from follow(refiner, held, key, range(key, slices.count))
         if key > 0:
             # The key slice itself has been there; it is taken up again for the way back.
-            back = follow(refiner, slices, key, range(key, -1, -1))
+            back = follow(refiner, held, key, range(key, -1, -1))
             next(back)
             yield from back
+
+
+def _holding(slices: Slices, key: int) -> Slices:
+    """Return a volume whose key slice, from which two ways go, is embedded once."""
+    embedding = slices.embedding(key)
+    return replace(
+        slices, embedding=lambda index: embedding if index == key else slices.embedding(index)
+    )
 
 
 def key_slices(slices: Slices, choice: str, most: int) -> list[int]:
@@ -163,8 +172,7 @@ def _look_up(
     features: torch.Tensor,
     prompts: list[Prompt],
 ) -> Tracked:
-    hw, frame = embedding.image_hw, embedding.input_size
-    tokens = [embed_prompt(refiner.sam, one, hw, frame) for one in prompts]
+    tokens = [refiner.tracked_prompt(refiner.query(embedding, one)) for one in prompts]
     return tracker.prompt(index, features, tokens)
 
 
